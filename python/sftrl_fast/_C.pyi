@@ -1,0 +1,25 @@
+"""Compiled parts of sftrl_fast. Memory safe for any input; argument checks with messages are the callers'."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_NUMBERS: int
+
+def verify_points(
+    responses: tuple[str | bytes, ...],
+    ranks: NDArray[np.int64],
+    numbers: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    reference: bool,
+    cards_shown: bool,
+) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_], NDArray[np.int64]]: ...
+def explain_points(
+    responses: tuple[str | bytes, ...],
+    ranks: NDArray[np.int64],
+    numbers: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    reference: bool,
+    cards_shown: bool,
+) -> list[str]: ...
+def solve_points(numbers: list[int], target: int) -> list[str]: ...
+def solvable_points(hands: NDArray[np.int64], target: int) -> NDArray[np.bool_]: ...

@@ -1,0 +1,122 @@
+"""The nouns every layer shares. Plain data; nothing here computes.
+
+Shape letters used across the package: ``B`` rows, ``L`` tokens of a padded row, ``T`` answer tokens of a
+batch, ``D`` hidden width, ``V`` vocabulary, ``G`` episodes of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+
+class UserError(ValueError):
+    """Bad input. The message names the key or argument, the value that came, and what would be right.
+
+    The command line prints it as one line and exits with code 2; every other exception is a fault of ours
+    and keeps its traceback.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a dialogue that is given and not sampled. ``trained`` matters for assistant turns only."""
+
+    role: str
+    text: str
+    trained: bool = True
+
+
+Dialogue = list[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the task said about one answer."""
+
+    reward: float
+    outcome: int
+    """Code of the task's own enumeration (for cards: :class:`sftrl_fast.Outcome`)."""
+    success: bool
+    message: str
+    """The user's next turn when another attempt is left, else the empty string."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """One question and the model's answer to it."""
+
+    prompt_ids: list[int]
+    """Tokens added to the context ahead of this answer: the whole prompt at the first turn, the end of the
+    last answer and the verifier's words at later ones."""
+    answer_ids: list[int]
+    """Tokens as sampled, the stop token included when one was drawn."""
+    logprobs: list[float]
+    """Natural-log probability of each answer token under the plain (temperature 1) distribution, float32."""
+    text: str
+    stopped: bool
+    """True if a stop token ended the answer, False if the length limit did."""
+    verdict: Verdict
+
+
+@dataclass(slots=True)
+class Episode:
+    """One item answered once, over up to ``verify_iter`` turns."""
+
+    index: int
+    sample: int
+    turns: list[Turn] = field(default_factory=list)
+
+    @property
+    def reward(self) -> float:
+        """The return of the episode: the sum of its turns' rewards, undiscounted."""
+        return sum(turn.verdict.reward for turn in self.turns)
+
+    @property
+    def success(self) -> bool:
+        return bool(self.turns) and self.turns[-1].verdict.success
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and answer tokens, each counted once however many turns read them again."""
+        return sum(len(turn.prompt_ids) + len(turn.answer_ids) for turn in self.turns)
+
+
+@dataclass(slots=True)
+class Group:
+    """``G`` episodes of one item, compared with each other."""
+
+    index: int
+    episodes: list[Episode]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A token sequence to train on; :mod:`sftrl_fast.train.pack` cuts rows into batches."""
+
+    ids: list[int]
+    trained: list[bool]
+    """``trained[i]`` is True if token ``i`` was an answer token, so that its log-probability is trained."""
+    advantage: float = 0.0
+    old_logprobs: list[float] | None = None
+    """One value a trained token, in order; None outside RL."""
+
+
+@runtime_checkable
+class TaskEnv(Protocol):
+    """What a task environment offers beside Gymnasium's ``reset`` and ``step``.
+
+    ``reset(options={"index": i})`` deals item ``i``, ``0 <= i < num_items``; the observation is the newest
+    user message; ``info`` of ``step`` holds ``success``, ``outcome`` and ``attempts_left``.
+    """
+
+    num_items: int
+
+    def demonstration(self, index: int, draw: int = 0) -> str:
+        """A right answer to item ``index``; ``draw`` picks among several, the same one each time."""
+
+    def strata(self) -> Sequence[int] | np.ndarray:
+        """A small integer for each item, ``[num_items]``; subsets keep its proportions."""

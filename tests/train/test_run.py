@@ -1,0 +1,156 @@
+"""A run that dies goes on as if it had not: on a few steps of the shipped model, in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sftrl_fast.config import Config, load_config
+from sftrl_fast.core import UserError
+from sftrl_fast.runtime import checkpoint
+from sftrl_fast.study import run as study
+from sftrl_fast.train.state import plan
+
+SMALL: dict[str, Any] = {
+    "seeds": (3, 5),
+    "task.verify_iter": 2,
+    "warmup.steps": 2,
+    "warmup.batch": 8,
+    "sft.batch": 4,
+    "sft.schedule": "cosine",
+    "rl.updates": 3,
+    "rl.prompts": 3,
+    "rl.group": 4,
+    "rl.minibatches": 2,
+    "rl.kl": 0.01,
+    "eval.limit": 6,
+    "eval.every": 2,
+    "rollout.max_new_tokens": 44,
+    "compute.micro_batch_tokens": 1024,
+    "checkpoint.every_seconds": 0.0,
+}
+
+
+def _config(**changes: Any) -> Config:
+    return load_config(overrides={**SMALL, **changes})
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_times(v) for key, v in value.items() if key != "seconds"}
+    return [_without_times(v) for v in value] if isinstance(value, list) else value
+
+
+def _numbers(folder: Path) -> tuple[Any, Any]:
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return _without_times(metrics), _without_times(json.loads((folder / "results.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "unbroken"
+    assert study.run(_config(), folder, "test").results is not None
+    return folder
+
+
+class Died(Exception):
+    pass
+
+
+def test_a_run_that_dies_at_any_checkpoint_ends_with_the_same_numbers(
+    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "broken"
+    real_save = checkpoint.save
+    saves = 0
+
+    def dying_save(*args: Any) -> None:
+        nonlocal saves
+        real_save(*args)
+        saves += 1
+        if saves % 7 == 0:
+            # What a process writes between its last checkpoint and its end must be cut off again.
+            with (folder / "metrics.jsonl").open("a") as file:
+                file.write('{"stage": "rl", "step": 99, "loss":')
+            raise Died
+
+    monkeypatch.setattr(checkpoint, "save", dying_save)
+    with pytest.raises(Died):
+        study.run(_config(), folder, "test")
+    deaths = 1
+    while True:
+        try:
+            study.resume(folder)
+            break
+        except Died:
+            deaths += 1
+    assert deaths >= 3
+    assert _numbers(folder) == _numbers(unbroken)
+
+
+def test_a_run_that_dies_before_its_first_checkpoint_starts_again(unbroken: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "early"
+    folder.mkdir()
+    (folder / "figures").mkdir()
+    (folder / "config.toml").write_text((unbroken / "config.toml").read_text())
+    study.resume(folder)
+    assert _numbers(folder) == _numbers(unbroken)
+
+
+def test_the_run_folder_holds_what_is_promised(unbroken: Path) -> None:
+    results = json.loads((unbroken / "results.json").read_text())
+    assert list(results["arms"]) == ["base", "warmup", "sft", "rl"]
+    assert list(results["seeds"]) == ["3", "5"]
+    assert set(results["arms"]["rl"]["rule_ood"]) == {"successes", "n", "rate", "low", "high"}
+    for seed in (3, 5):
+        for arm in ("warmup", "sft", "rl"):
+            assert (unbroken / "models" / f"seed{seed}" / arm / "model.safetensors").is_file()
+    assert (unbroken / "figures" / "rates.png").is_file()
+    assert (unbroken / "figures" / "training.png").is_file()
+    assert any((unbroken / "tensorboard").rglob("events*"))
+
+
+def test_arms_are_matched_in_compute_and_the_sft_arm_is_never_given_less(unbroken: Path) -> None:
+    compute = json.loads((unbroken / "results.json").read_text())["compute"]
+    assert compute["sft"]["flops"] >= compute["rl"]["flops"]
+    one_step = 6 * 4 * 60 * 1_200_000
+    assert compute["sft"]["flops"] - compute["rl"]["flops"] < one_step
+
+
+def test_rl_trains_on_the_engine_s_own_log_probabilities(unbroken: Path) -> None:
+    rows = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
+    gaps = [row["logprob_gap"] for row in rows if "logprob_gap" in row]
+    assert gaps
+    assert max(gaps) < 1e-2  # the second of two mini-batches is already one step away
+    ids = {row["set"]: row["n"] for row in rows if "set" in row}
+    assert ids == {"id_seen": 6, "id": 6, "rule_ood": 6}
+
+
+def test_a_used_folder_is_refused_and_left_alone(unbroken: Path) -> None:
+    before = (unbroken / "results.json").read_bytes()
+    with pytest.raises(UserError, match="is not empty"):
+        study.run(_config(), unbroken, "test")
+    assert (unbroken / "results.json").read_bytes() == before
+
+
+def test_what_would_fail_late_fails_first(tmp_path: Path) -> None:
+    for changes, words in (
+        ({"rollout.max_new_tokens": 5000}, "rollout.max_new_tokens=5000"),
+        ({"task.train": "sftrl/no-such-v1"}, "no-such"),
+        ({"task.options": {"colour": "red"}}, "colour"),
+        ({"rl.recipe": "grpoo"}, "grpoo"),
+        ({"model.name": "/no/such/model"}, "/no/such/model"),
+    ):
+        with pytest.raises(UserError, match=words):
+            study.run(_config(**changes), tmp_path / "out", "test")
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_plan_evaluates_every_arm_of_every_seed_on_every_set() -> None:
+    stages = plan(_config())
+    assert len({(s.kind, s.name, s.set) for s in stages}) == len(stages)
+    assert sum(s.kind == "eval" for s in stages) == 3 * (1 + 2 * 3)
+    assert [s.arm for s in stages if s.kind == "train"] == ["warmup", "rl", "sft"] * 2
