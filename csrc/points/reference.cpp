@@ -178,9 +178,6 @@ std::optional<std::vector<Token>> tokenize(std::string_view text) {
     return tokens;
 }
 
-// ---- The steps of the judgement
-// ------------------------------------------------------------------------------
-
 // Collects the reward and, if wanted, the parts of the message.
 class Report {
   public:
@@ -250,12 +247,12 @@ std::size_t check_order(const std::vector<Token>& tokens, Report& report) {
 
 template <class Items>
 std::string printed(const Items& integers) {
-    std::string out;
+    std::string out = "[";
     for (const auto& integer : integers) {
-        if (!out.empty()) out += ", ";
+        if (out.size() > 1) out += ", ";
         out += integer;
     }
-    return "[" + out + "]";
+    return out += ']';
 }
 
 void check_numbers(const std::vector<Token>& tokens, const Question& question, Report& report) {

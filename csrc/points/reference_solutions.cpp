@@ -56,15 +56,14 @@ Rational value_of(const Hand& numbers, const Ops& ops, const Shape& shape) {
     std::array<Rational, kHandSize> values;
     std::array<Op, kHandSize - 1> outer;
     std::size_t n = 0, group = 0;
-    for (std::size_t i = 0; i < kHandSize; ++i) {
+    for (std::size_t i = 0; i < kHandSize && n < kHandSize; ++n) {
         std::size_t last = i;
         if (group < shape.num_groups && shape.groups[group].first == i) last = shape.groups[group++].last;
         std::array<Rational, kHandSize> inner;
         for (std::size_t j = i; j <= last; ++j) inner[j - i] = Rational(numbers[j]);
         values[n] = chain(std::span(inner).first(last - i + 1), std::span(ops).subspan(i, last - i));
         if (last + 1 < kHandSize) outer[n] = ops[last];
-        ++n;
-        i = last;
+        i = last + 1;
     }
     return chain(std::span(values).first(n), std::span(outer).first(n - 1));
 }

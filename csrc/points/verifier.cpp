@@ -64,7 +64,8 @@ std::string formula_message(const Verdict& verdict, const Question& question) {
         case Outcome::kWrongNumbers: {
             std::string hand;
             for (const std::int64_t number : question.numbers) {
-                hand += (hand.empty() ? "" : ", ") + std::to_string(number);
+                if (!hand.empty()) hand += ", ";
+                hand += std::to_string(number);
             }
             return "the formula must use each of " + hand + " exactly once";
         }
@@ -72,7 +73,7 @@ std::string formula_message(const Verdict& verdict, const Question& question) {
             break;
     }
     std::string value = std::to_string(verdict.value.numerator);
-    if (verdict.value.denominator != 1) value += "/" + std::to_string(verdict.value.denominator);
+    if (verdict.value.denominator != 1) value.append("/").append(std::to_string(verdict.value.denominator));
     return "the formula's value is " + value + ", not " + std::to_string(question.target);
 }
 
@@ -86,9 +87,7 @@ Verdict ExactVerifier::verify(std::string_view text, const Question& question) {
     verdict.reward = reward_of(verdict.outcome);
     verdict.cards_ok = same_cards(text, question);
     if (question.cards_shown && !verdict.cards_ok) verdict.reward += kCardsMisread;
-    if (parsed.well_formed) {
-        verdict.value = parsed.value.lowest_terms();
-    }
+    if (parsed.well_formed) verdict.value = parsed.value.lowest_terms();
     return verdict;
 }
 

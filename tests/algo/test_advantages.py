@@ -22,7 +22,7 @@ def test_each_advantage_by_hand_on_ragged_groups() -> None:
     # mean of (5, -1, -1) is 1, sample variance (16 + 4 + 4) / 2 = 12; the second group has mean 2, variance 8
     ragged = groups([5, -1, -1], [4, 0])
     root = 12**0.5
-    expected = {
+    expected: dict[str, list[list[float]]] = {
         "group_mean": [[4, -2, -2], [2, -2]],
         "group_mean_std": [[4 / root, -2 / root, -2 / root], [2 / 8**0.5, -2 / 8**0.5]],
         "leave_one_out": [[6, -3, -3], [4, -4]],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -25,7 +27,7 @@ PLAIN = (
 QUESTION, ANSWER, REPLY = "Cards: 3, J?", ' {"formula": "3*8"}\n', "You failed because é."
 
 
-def tokenizer(template: str | None, specials: tuple[str, ...] = ("<|im_start|>", "<|im_end|>")):  # type: ignore[no-untyped-def]
+def tokenizer(template: str | None, specials: tuple[str, ...] = ("<|im_start|>", "<|im_end|>")) -> Any:
     """A byte-level BPE with a few merges, so that texts may be cut in more than one way."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [
@@ -48,7 +50,7 @@ def tokenizer(template: str | None, specials: tuple[str, ...] = ("<|im_start|>",
     return fast
 
 
-def rendered(tok, dialogue: list[tuple[str, str]], *, generate: bool) -> str:  # type: ignore[no-untyped-def]
+def rendered(tok: Any, dialogue: list[tuple[str, str]], *, generate: bool) -> str:
     messages = [{"role": role, "content": text} for role, text in dialogue]
     return str(tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,23 @@ def test_a_saved_model_loads_with_the_same_weights_and_words(tmp_path: Path) -> 
         assert torch.equal(one, other), name
     assert copy.chat.prompt_ids("Four cards") == tiny.chat.prompt_ids("Four cards")
     assert [p.name for p in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_save_that_fails_leaves_nothing_at_the_final_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = load("tiny", device="cpu")
+
+    def full(*_args: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    save(tiny.model, tiny.tokenizer, tmp_path / "first")
+    save(tiny.model, tiny.tokenizer, tmp_path / "first")
+    monkeypatch.setattr(tiny.tokenizer, "save_pretrained", full)
+    with pytest.raises(UserError, match="No space left"):
+        save(tiny.model, tiny.tokenizer, tmp_path / "second")
+    assert (tmp_path / "first" / "tokenizer.json").is_file()
+    assert not (tmp_path / "second").exists()
 
 
 def test_tied_matrices_count_once() -> None:

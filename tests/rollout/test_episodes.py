@@ -85,11 +85,11 @@ class LettersVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
             message, reward, terminated, truncated, info = row.step(action)
             messages.append(message)
             self.state[i] = (reward, terminated, truncated, info["success"], info["outcome"], row.left)
-        reward, terminated, truncated, success, outcome, left = (
+        rewards, ends, cuts, success, outcome, left = (
             np.array(column) for column in zip(*self.state, strict=True)
         )
         infos = {"success": success, "outcome": outcome, "attempts_left": left}
-        return tuple(messages), reward, terminated, truncated, infos
+        return tuple(messages), rewards, ends, cuts, infos
 
     def close_extras(self, **_kwargs: Any) -> None:
         for row in self.rows:
@@ -98,8 +98,10 @@ class LettersVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
 @pytest.fixture(autouse=True)
 def _toy_tasks() -> Iterator[None]:
-    gymnasium.register(SINGLE, entry_point=Letters)
-    gymnasium.register(VECTOR, entry_point=Letters, vector_entry_point=LettersVector)
+    single: Any = Letters
+    vector: Any = LettersVector
+    gymnasium.register(SINGLE, entry_point=single)
+    gymnasium.register(VECTOR, entry_point=single, vector_entry_point=vector)
     yield
     del gymnasium.registry[SINGLE], gymnasium.registry[VECTOR]
     assert not OPEN, "environments were left open"
@@ -147,7 +149,7 @@ PARAMS = SamplingParams(max_new_tokens=3)
 
 
 def run(engine: Engine, env_id: str, items: Sequence[int], group_size: int = 2, **more: Any) -> list[Group]:
-    settings = {"params": PARAMS, "seed": 7, "step": 3, "env_kwargs": {}} | more
+    settings: dict[str, Any] = {"params": PARAMS, "seed": 7, "step": 3, "env_kwargs": {}} | more
     return run_episodes(engine, ToyChat(), env_id, items, group_size=group_size, **settings)
 
 

@@ -103,7 +103,7 @@ def test_size_of_batches_and_order_of_requests_change_nothing(model: LlamaForCau
 def test_greedy_is_what_plain_generate_gives(model: LlamaForCausalLM) -> None:
     for request in requests(6):
         ids = torch.tensor([request.context])
-        plain = model.generate(
+        plain = model.generate(  # type: ignore[misc]
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,

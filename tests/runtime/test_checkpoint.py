@@ -18,6 +18,7 @@ from sftrl_fast.config import load_config
 from sftrl_fast.core import UserError
 from sftrl_fast.runtime import checkpoint
 from sftrl_fast.runtime.checkpoint import RunFolder
+from sftrl_fast.runtime.files import write_json
 
 TENSORS = {
     "half": torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16),
@@ -216,32 +217,9 @@ def test_one_process_at_a_time_and_a_killed_one_leaves_no_lock(tmp_path: Path) -
     RunFolder.open(run).close()
 
 
-def test_a_saved_model_is_whole_and_replaces_the_one_before(tmp_path: Path) -> None:
-    class Part:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def save_pretrained(self, save_directory: Path) -> None:
-            save_directory.mkdir(exist_ok=True, parents=True)
-            (save_directory / self.name).write_text(self.name)
-
-    class Broken:
-        def save_pretrained(self, save_directory: Path) -> None:
-            save_directory.mkdir(exist_ok=True)
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    with RunFolder.create(tmp_path / "run", "x") as folder:
-        folder.save_model("seed0/rl", Part("old"), Part("words"))
-        place = folder.save_model("seed0/rl", Part("weights"), Part("words"))
-        assert sorted(path.name for path in place.iterdir()) == ["weights", "words"]
-        with pytest.raises(UserError, match="No space left"):
-            folder.save_model("seed0/sft", Part("weights"), Broken())
-        assert not (folder.path / "models" / "seed0" / "sft").exists()
-
-
 def test_json_files_refuse_what_json_lacks(tmp_path: Path) -> None:
-    with RunFolder.create(tmp_path / "run", "x") as folder:
-        folder.write_json(folder.results_path, {"rate": 0.5})
-        with pytest.raises(ValueError, match="JSON"):
-            folder.write_json(folder.results_path, {"rate": float("nan")})
-        assert json.loads(folder.results_path.read_text()) == {"rate": 0.5}
+    path = tmp_path / "results.json"
+    write_json(path, {"rate": 0.5})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"rate": float("nan")})
+    assert json.loads(path.read_text()) == {"rate": 0.5}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -80,17 +79,17 @@ def load(name: str, *, dtype: str = "float32", device: str = "auto") -> Language
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a folder that :func:`load` and any Hugging Face tool reads; it appears whole or not at all.
 
-    What stands at ``folder`` is replaced. ``UserError`` if it cannot be written.
+    What stands at ``folder`` is replaced, and what a killed process left beside it. ``UserError`` if it cannot
+    be written.
     """
+    made = folder.with_name(folder.name + ".tmp")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            made = Path(scratch) / folder.name
-            model.save_pretrained(made)
-            tokenizer.save_pretrained(made)
-            if folder.exists():
-                shutil.rmtree(folder)
-            made.rename(folder)
+        for old in (made, folder):
+            if old.exists():
+                shutil.rmtree(old)
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        made.rename(folder)
     except (OSError, SafetensorError) as fault:
         raise UserError(f"{str(folder)!r} cannot be written: {fault}") from None
 

@@ -11,12 +11,11 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import tomli_w
 import torch
@@ -24,7 +23,7 @@ from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 
 from sftrl_fast.core import UserError
-from sftrl_fast.runtime.files import replacing, write_json, write_text
+from sftrl_fast.runtime.files import replacing, write_text
 
 FORMAT = "sftrl-fast checkpoint"
 VERSION = "1"
@@ -141,12 +140,6 @@ def _read_header(file: BinaryIO) -> bytes:
     return length + file.read(min(int.from_bytes(length, "little"), left))
 
 
-class Pretrained(Protocol):
-    """What transformers' models and tokenizers have in common here."""
-
-    def save_pretrained(self, save_directory: Path) -> object: ...
-
-
 class RunFolder:
     """Everything one run writes. Locked while it is open, so that two processes never train in one folder;
     the lock dies with its process, however that ends.
@@ -229,33 +222,6 @@ class RunFolder:
     def write_config(self, config: BaseModel) -> None:
         """The resolved settings as ``config.toml``; :func:`sftrl_fast.config.load_config` reads them back."""
         write_text(self.config_path, tomli_w.dumps(config.model_dump(mode="json")))
-
-    def write_text(self, path: Path, text: str) -> None:
-        """Replace ``path`` atomically; ``UserError`` if it cannot be written."""
-        write_text(path, text)
-
-    def write_json(self, path: Path, data: Any) -> None:
-        """Replace ``path`` atomically by indented JSON; ``UserError`` if it cannot be written."""
-        write_json(path, data)
-
-    def save_model(self, name: str, *parts: Pretrained) -> Path:
-        """Save a model and its tokenizer as the Hugging Face folder ``models/<name>``, whole or not at all.
-
-        One that is there already is replaced: a resumed run makes it again. Raises ``UserError`` if it cannot
-        be written.
-        """
-        final = self.path / "models" / name
-        made = final.with_name(final.name + ".tmp")
-        try:
-            for old in (made, final):
-                if old.exists():
-                    shutil.rmtree(old)
-            for part in parts:
-                part.save_pretrained(made)
-            made.rename(final)
-        except (OSError, SafetensorError) as fault:
-            raise UserError(f"{str(final)!r} cannot be written: {fault}") from None
-        return final
 
 
 def _lock(path: Path) -> BinaryIO:

@@ -48,7 +48,7 @@ def _report(done: train.RunResult) -> Study:
     write_json(folder.results_path, results)
     write_text(folder.path / "table.md", markdown(results))
     plot_rates(results, folder.figures / "rates")
-    if done.state.curve:
+    if done.state.curve and {"id", "rule_ood"} <= set(done.config.task.eval):
         plot_training(training_curve(done.config, done.state), folder.figures / "training")
     return Study(folder.path, results)
 

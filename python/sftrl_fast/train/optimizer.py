@@ -58,7 +58,7 @@ class Optimizer:
         return {
             f"{name}/{key}": value
             for name, parameter in self.parameters.items()
-            for key, value in self.adamw.state[parameter].items()
+            for key, value in self.adamw.state.get(parameter, {}).items()
         }
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:

@@ -208,7 +208,7 @@ class Run:
         return {"warmup": self.config.warmup.steps, "rl": self.config.rl.updates}.get(stage.arm)
 
     def _evaluate(self, stage: Stage) -> bool:
-        self.progress.stage(f"{stage.name} eval {stage.set}", 1)
+        self.progress.stage(f"{stage.name} eval {stage.set}", 1, unit="set")
         evaluation = self._evaluation(stage.set)
         self.state.evaluations.setdefault(stage.name, {})[stage.set] = "".join(
             "1" if success else "0" for success in evaluation.successes

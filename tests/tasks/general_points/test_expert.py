@@ -38,7 +38,8 @@ def test_draws_reach_every_solution() -> None:
     counts = [len(solve(env.rule.numbers(ranks), 24)) for ranks in env.items.tolist()]
     index = next(i for i, count in enumerate(counts) if 3 <= count <= 6)
     drawn = {env.demonstration(index, draw) for draw in range(200)}
-    assert len(drawn) == counts[index]
+    # Each solution is also written in more than one order.
+    assert len(drawn) > counts[index]
 
 
 def test_items_that_share_numbers_do_not_share_their_draws() -> None:

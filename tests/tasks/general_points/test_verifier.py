@@ -233,7 +233,7 @@ def test_bytes_and_their_text_get_the_same_verdict(text: str, rewards: str) -> N
 @pytest.mark.parametrize("rewards", ["exact", "reference"])
 def test_huge_and_broken_texts_are_safe(rewards: str) -> None:
     mega = 1_000_000
-    broken = [
+    broken: list[str | bytes] = [
         "(" * mega, answer("(" * mega), answer(")" * mega), answer("9" * mega), "[" * mega, "{" * mega,
         '{"a":' * mega, answer("1+" * (mega // 2)), '"cards": [' * 100_000, '"formula": "\n' * 100_000,
         b"\xff\xfe\x00", b'"formula": "\xc0\xb8"', '"formula": "8\ud800"', "\0" * 10, '"formula": "\0"',

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 
 from sftrl_fast.core import Dialogue, Message
 from sftrl_fast.tasks.general_points import prompt
 from sftrl_fast.tasks.general_points.deal import part_of
+from sftrl_fast.tasks.general_points.formula import random_formula
 from sftrl_fast.tasks.general_points.rules import FIRST_FACE, RULES, Rule
 from sftrl_fast.tasks.general_points.verifier import verify
 
@@ -29,52 +29,6 @@ REVISED_SHARE = 0.3
 MAX_WRONG_ATTEMPTS = 3
 # Of the wrong attempts, how many also use a number that is not on the cards.
 STRAY_NUMBER_SHARE = 0.15
-
-
-@dataclass(frozen=True, slots=True)
-class _Term:
-    value: Fraction
-    text: str
-    operator: str
-
-
-def random_formula(numbers: list[int], rng: np.random.Generator) -> tuple[Fraction, str] | None:
-    """A random formula that uses each of ``numbers`` once, and its value; None on division by zero.
-
-    Any two terms are joined by any operation until one is left. Parentheses only where precedence needs them.
-    """
-    terms = [_Term(Fraction(n), str(n), "") for n in numbers]
-    while len(terms) > 1:
-        left = terms.pop(int(rng.integers(len(terms))))
-        right = terms.pop(int(rng.integers(len(terms))))
-        operator = "+-*/"[int(rng.integers(4))]
-        if operator == "/" and right.value == 0:
-            return None
-        terms.append(_join(left, operator, right))
-    return terms[0].value, terms[0].text
-
-
-def _join(left: _Term, operator: str, right: _Term) -> _Term:
-    weak = ("+", "-")
-    left_text, right_text = left.text, right.text
-    if operator in "*/" and left.operator in weak:
-        left_text = f"({left_text})"
-    if (
-        (operator == "*" and right.operator in weak)
-        or (operator == "-" and right.operator in weak)
-        or (operator == "/" and right.operator)
-    ):
-        right_text = f"({right_text})"
-    match operator:
-        case "+":
-            value = left.value + right.value
-        case "-":
-            value = left.value - right.value
-        case "*":
-            value = left.value * right.value
-        case _:
-            value = left.value / right.value
-    return _Term(value, f"{left_text}{operator}{right_text}", operator)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +54,11 @@ def _random_problem(rng: np.random.Generator) -> _Problem:
         ranks = rng.integers(1, 14, size=4).tolist()
         rule = rules[int(rng.integers(len(rules)))]
         drawn = random_formula(rule.numbers(ranks), rng)
-        if drawn is None or drawn[0].denominator != 1 or not 1 <= drawn[0] <= MAX_TARGET:
+        if drawn is None or drawn.value.denominator != 1 or not 1 <= drawn.value <= MAX_TARGET:
             continue
-        target = int(drawn[0])
+        target = int(drawn.value)
         if not _is_held_out(ranks, rule, target):
-            return _Problem(ranks, rule, target, drawn[1], _wrong_attempts(ranks, rule, target, rng))
+            return _Problem(ranks, rule, target, drawn.text, _wrong_attempts(ranks, rule, target, rng))
 
 
 def _wrong_attempts(ranks: list[int], rule: Rule, target: int, rng: np.random.Generator) -> list[str]:
@@ -117,8 +71,8 @@ def _wrong_attempts(ranks: list[int], rule: Rule, target: int, rng: np.random.Ge
         if rng.random() < STRAY_NUMBER_SHARE:
             numbers[int(rng.integers(4))] = int(rng.integers(1, 14))
         drawn = random_formula(numbers, rng)
-        if drawn is not None and drawn[0] != target:
-            wrong.append(drawn[1])
+        if drawn is not None and drawn.value != target:
+            wrong.append(drawn.text)
     return wrong
 
 
