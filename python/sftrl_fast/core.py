@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -107,13 +107,17 @@ class Row:
 
 @runtime_checkable
 class TaskEnv(Protocol):
-    """What a task environment offers beside Gymnasium's ``reset`` and ``step``.
+    """What a task environment offers beside Gymnasium's ``step``.
 
     ``reset(options={"index": i})`` deals item ``i``, ``0 <= i < num_items``; the observation is the newest
     user message; ``info`` of ``step`` holds ``success``, ``outcome`` and ``attempts_left``.
     """
 
     num_items: int
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]: ...
 
     def demonstration(self, index: int, draw: int = 0) -> str:
         """A right answer to item ``index``; ``draw`` picks among several, the same one each time."""

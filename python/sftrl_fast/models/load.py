@@ -60,7 +60,7 @@ def resolve_device(device: str) -> torch.device:
 
 def load(name: str, *, dtype: str = "float32", device: str = "auto") -> LanguageModel:
     """The model called ``name``: ``tiny``, ``smollm2-135m``, a local folder, or ``hub:OWNER/NAME``."""
-    source = locate(name)
+    source, torch_device = locate(name), resolve_device(device)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -73,7 +73,8 @@ def load(name: str, *, dtype: str = "float32", device: str = "auto") -> Language
         raise UserError(f"model.name={name!r} cannot be loaded: {reason}") from None
     finally:
         transformers_logging.set_verbosity(verbosity)
-    return LanguageModel(model.to(resolve_device(device)), tokenizer, Chat(tokenizer))
+    model.to(torch_device)
+    return LanguageModel(model, tokenizer, Chat(tokenizer))
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -139,6 +140,6 @@ def _smollm2_folder() -> Path:
     model = AutoModelForCausalLM.from_pretrained(package, gguf_file=SMOLLM2_FILE, dtype=torch.float32)
     # The copy is plain float32; the note that it came from a quantised file would make readers treat it as one.
     del model.config.quantization_config
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]
     save(model, AutoTokenizer.from_pretrained(package, gguf_file=SMOLLM2_FILE), folder)
     return folder

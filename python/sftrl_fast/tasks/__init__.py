@@ -40,7 +40,7 @@ TASKS = (
     # Under the training rule, hands divided by their numbers.
     TaskRow("sftrl/points-text-train-v1", _POINTS, _POINTS_VECTOR, "face10", "train", every_order=True),
     TaskRow("sftrl/points-text-validation-v1", _POINTS, _POINTS_VECTOR, "face10", "validation"),
-    TaskRow("sftrl/points-text-validation-orders-v1", _POINTS, _POINTS_VECTOR, "face10", "validation", every_order=True),
+    TaskRow("sftrl/points-text-validation-orders-v1", _POINTS, _POINTS_VECTOR, "face10", "validation", None, True),
     TaskRow("sftrl/points-text-seen-v1", _POINTS, _POINTS_VECTOR, "face10", "train"),
     TaskRow("sftrl/points-text-id-v1", _POINTS, _POINTS_VECTOR, "face10", "test"),
     # Under the shifted rule: every solvable hand that holds a face card.

@@ -49,7 +49,10 @@ class RLArm:
         for epoch in range(settings.epochs):
             order = np.random.default_rng(digest("minibatch", self.seed, step, epoch)).permutation(len(rows))
             for part in np.array_split(order, settings.minibatches):
-                metrics |= self._optimize([rows[i] for i in part], row)
+                optimized = self._optimize([rows[i] for i in part], row)
+                # Before the first optimizer step the difference is the engine's and the trainer's alone.
+                metrics.setdefault("engine_gap", optimized.pop("logprob_gap"))
+                metrics |= optimized
                 metrics["grad_norm"], metrics["lr"] = self.optimizer.step(done)
         return metrics
 

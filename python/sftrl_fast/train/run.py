@@ -79,7 +79,7 @@ def _check(config: Config, language: LanguageModel) -> None:
         env = task_env(env_id, config.task.env_kwargs)
         if env.num_items == 0:
             raise UserError(f"task {key}={env_id!r} holds no items")
-        observation, _ = env.reset(options={"index": 0})  # type: ignore[attr-defined]
+        observation, _ = env.reset(options={"index": 0})
         tokens = len(language.chat.prompt_ids(observation)) + config.rollout.max_new_tokens
         if tokens > language.max_context:
             raise UserError(
