@@ -73,7 +73,8 @@ def load(name: str, *, dtype: str = "float32", device: str = "auto") -> Language
         raise UserError(f"model.name={name!r} cannot be loaded: {reason}") from None
     finally:
         transformers_logging.set_verbosity(verbosity)
-    model.to(torch_device)
+    # By way of Module: transformers' own wrapper of `to` has lost its signature for type checkers.
+    torch.nn.Module.to(model, torch_device)
     return LanguageModel(model, tokenizer, Chat(tokenizer))
 
 
