@@ -89,6 +89,11 @@ def test_strings_are_read_as_the_type_of_their_key() -> None:
         ({"task.options.x": [1]}, ["task.options.x=[1]", "a string, a number or a boolean"]),
         ({"task.eval.x": 3}, ["task.eval.x=3", "string"]),
         ({"rl.lr": -1, "sft.lr": -1}, ["rl.lr=-1", "sft.lr=-1"]),
+        ({"seeds": [0, -1]}, ["seeds=[0, -1]", "from 0"]),
+        ({"seeds": [2**64]}, ["seeds=", "2^63 - 1"]),
+        ({"rl.betas": [1.5, 0.9]}, ["rl.betas=[1.5, 0.9]", "below 1"]),
+        ({"task.options.verify_iter": 3}, ["task.options=", "task.verify_iter"]),
+        ({"rl.prompts": 2, "rl.group": 2, "rl.minibatches": 5}, ["rl.minibatches=5", "prompts x group = 4"]),
     ],
 )
 def test_a_bad_value_is_named_with_its_key_and_what_would_be_right(
@@ -96,6 +101,11 @@ def test_a_bad_value_is_named_with_its_key_and_what_would_be_right(
 ) -> None:
     message = fault(overrides)
     assert [word for word in words if word not in message] == [], message
+
+
+def test_a_run_has_something_to_evaluate(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"task\.eval=\{\}: .* at least 1"):
+        load_config(file=toml(tmp_path, "[task]\neval = {}\n"))
 
 
 def test_a_fault_is_named_once() -> None:

@@ -13,9 +13,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from sftrl_fast.core import UserError
+
+MAX_SEED = 2**63 - 1
+"""The largest integer that TOML promises to keep."""
 
 
 class Section(BaseModel):
@@ -42,12 +45,22 @@ class TaskConfig(Section):
             "id": "sftrl/points-text-id-v1",
             "rule_ood": "sftrl/points-text-rule-ood-v1",
         },
+        min_length=1,
         description="evaluation sets: name to environment id; each item is answered once, greedily",
     )
     verify_iter: int = Field(5, ge=1, description="answers an episode may try, in training and in evaluation")
     options: dict[str, str | int | float | bool] = Field(
         {}, description="further keyword arguments of the environments, e.g. rewards, target"
     )
+
+    @field_validator("options")
+    @classmethod
+    def _turns_have_their_own_key(
+        cls, options: dict[str, str | int | float | bool]
+    ) -> dict[str, str | int | float | bool]:
+        if "verify_iter" in options:
+            raise ValueError("must not hold verify_iter; set task.verify_iter")
+        return options
 
     @property
     def env_kwargs(self) -> dict[str, Any]:
@@ -66,12 +79,19 @@ class OptimizerConfig(Section):
         "constant", description="course of the rate after `warmup_steps`"
     )
 
+    @field_validator("betas")
+    @classmethod
+    def _betas_are_decay_rates(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("must be two numbers of at least 0 and below 1")
+        return betas
+
 
 class PretrainConfig(Section):
     """`sftrl-fast pretrain`. The defaults are the recipe of the shipped ``tiny`` model."""
 
     corpus: str = Field("points", description="dialogue stream to train on")
-    seed: int = Field(0, description="seed of the dialogues and of the initial weights")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the dialogues and of the initial weights")
     steps: int = Field(1500, ge=1, description="optimizer steps")
     batch: int = Field(256, ge=1, description="dialogues an optimizer step")
     micro_batch_tokens: int = Field(
@@ -108,6 +128,14 @@ class RLConfig(OptimizerConfig):
     kl: float = Field(
         0.0, ge=0, description="weight of the KL divergence to the warm-up model; 0 runs no reference"
     )
+
+    @field_validator("minibatches")
+    @classmethod
+    def _no_minibatch_is_empty(cls, minibatches: int, info: ValidationInfo) -> int:
+        episodes = info.data.get("prompts", 0) * info.data.get("group", 0)
+        if episodes and minibatches > episodes:
+            raise ValueError(f"must be at most prompts x group = {episodes}")
+        return minibatches
 
 
 class RolloutConfig(Section):
@@ -158,7 +186,9 @@ class Config(Section):
 
     @field_validator("seeds")
     @classmethod
-    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    def _seeds_are_counts_and_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not all(0 <= seed <= MAX_SEED for seed in seeds):
+            raise ValueError("must be whole numbers from 0 to 2^63 - 1")
         if len(set(seeds)) != len(seeds):
             raise ValueError("must name each seed once")
         return seeds

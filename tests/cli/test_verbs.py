@@ -215,6 +215,14 @@ def test_verify_of_nothing_and_into_nowhere(capsys: pytest.CaptureFixture[str], 
     file = answers(tmp_path, {"response": RIGHT, "ranks": [3, 3, 8, 8]})
     assert "cannot be written" in error(capsys, "verify", file, "--json", str(tmp_path / "none" / "out"))
     assert "cannot be written" in error(capsys, "verify", file, "--json", f"{file}/out")
+    assert "it is a folder" in error(capsys, "verify", file, "--json", str(tmp_path))
+
+
+def test_verify_does_not_write_over_its_answers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = answers(tmp_path, {"response": RIGHT, "ranks": [3, 3, 8, 8]})
+    before = Path(file).read_bytes()
+    assert "the file of answers itself" in error(capsys, "verify", file, "--json", file)
+    assert Path(file).read_bytes() == before
 
 
 def test_doctor_reports_machine_models_and_every_op(
@@ -290,6 +298,12 @@ def test_ctrl_c_outside_training_is_130(
 
     put(monkeypatch, "sftrl_fast.train.pretrain", pretrain=pretrain)
     assert run(capsys, "pretrain", "--out", str(in_tmp))[0] == 130
+
+
+def test_pretrain_refuses_a_file_as_its_folder(capsys: pytest.CaptureFixture[str], in_tmp: Path) -> None:
+    (in_tmp / "taken").write_text("mine")
+    assert "out='taken' is a file" in error(capsys, "pretrain", "--out", "taken")
+    assert (in_tmp / "taken").read_text() == "mine"
 
 
 def test_faults_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, in_tmp: Path) -> None:

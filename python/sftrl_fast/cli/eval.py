@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from sftrl_fast.cli.settings import add_config_arguments, config_from, parse_overrides
+from sftrl_fast.cli.settings import add_config_arguments, config_from, output_file, parse_overrides
 from sftrl_fast.config import Config
 from sftrl_fast.core import UserError
 
@@ -30,7 +29,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--set", nargs="+", metavar="NAME", dest="sets", help="only these sets of `task.eval` (default all)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rates here")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the rates here")
     add_config_arguments(parser)
     parser.set_defaults(run=run, takes_settings=True)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sftrl_fast.cli.settings import add_settings_help, parse_overrides
 from sftrl_fast.config import PretrainConfig, resolve
+from sftrl_fast.core import UserError
 
 
 def add_parser(verbs: Any) -> None:
@@ -26,6 +27,8 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     config = resolve(PretrainConfig, [], parse_overrides(PretrainConfig, rest))
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"out={str(args.out)!r} is a file; name a new or empty folder")
 
     from sftrl_fast.train.pretrain import pretrain
 

@@ -49,6 +49,18 @@ def config_from(args: argparse.Namespace, overrides: dict[str, Any]) -> tuple[Co
     return load_config(preset=preset, overrides=overrides), preset
 
 
+def output_file(text: str) -> Path:
+    """A path for argparse that a file can be written to, so that what takes long does not fail at its end."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: it is a folder")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be written: there is no folder {str(path.parent)!r}"
+        )
+    return path
+
+
 def parse_overrides(kind: type[Section], words: Sequence[str]) -> dict[str, Any]:
     """``--key value`` and ``--key=value`` pairs as dotted keys and values.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftrl_fast.cli.settings import output_file
 from sftrl_fast.core import UserError
 from sftrl_fast.tasks.general_points.rules import RANK_NAMES, RULES
 from sftrl_fast.tasks.general_points.verifier import HAND_SIZE, REWARDS
@@ -31,7 +32,7 @@ def add_parser(verbs: Any) -> None:
     add("--target", type=int, default=24, metavar="N", help="value to reach (default 24)")
     add("--rewards", choices=REWARDS, default="exact", help="reward table (default exact)")
     add("--cards-shown", action="store_true", help="the cards came as a picture: judge how they were read")
-    add("--json", type=Path, metavar="OUT.jsonl", help="write a verdict a line, in the order of FILE")
+    add("--json", type=output_file, metavar="OUT.jsonl", help="write a verdict a line, in the order of FILE")
     parser.set_defaults(run=run, takes_settings=False)
 
 
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace, _rest: Sequence[str]) -> int:
     import sftrl_fast
 
     answers = read_answers(args.file)
+    if args.json is not None and args.json.exists() and args.json.samefile(args.file):
+        raise UserError(f"--json {str(args.json)!r} is the file of answers itself; name another")
     verdicts = sftrl_fast.verify(
         answers.responses,
         answers.ranks,
