@@ -104,15 +104,18 @@ class PretrainConfig(Section):
 
 
 class SFTConfig(OptimizerConfig):
-    """Shared by the warm-up and the SFT arm."""
+    """The SFT arm; how long it trains is `compute.match`'s to say."""
 
     batch: int = Field(64, ge=1, description="demonstrations an optimizer step")
-    steps: int = Field(
-        100, ge=0, description="optimizer steps; the SFT arm takes its number from `compute.match`"
-    )
     resample: bool = Field(
         False, description="draw a new solution for an item at each visit, not one for good"
     )
+
+
+class WarmupConfig(SFTConfig):
+    """The SFT before both arms."""
+
+    steps: int = Field(100, ge=0, description="optimizer steps")
 
 
 class RLConfig(OptimizerConfig):
@@ -139,7 +142,6 @@ class RLConfig(OptimizerConfig):
 
 
 class RolloutConfig(Section):
-    backend: Literal["hf"] = Field("hf", description="engine that generates: `hf` is transformers' generate")
     max_new_tokens: int = Field(64, ge=1, description="tokens an answer may have")
     max_sequences: int = Field(512, ge=1, description="sequences generated together")
 
@@ -176,7 +178,7 @@ class Config(Section):
     )
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
-    warmup: SFTConfig = SFTConfig()
+    warmup: WarmupConfig = WarmupConfig()
     sft: SFTConfig = SFTConfig()
     rl: RLConfig = RLConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -192,6 +194,11 @@ class Config(Section):
         if len(set(seeds)) != len(seeds):
             raise ValueError("must name each seed once")
         return seeds
+
+
+def preset_for(model: str) -> str | None:
+    """The shipped preset that is made for a model, None for a model without one."""
+    return next((name for name in presets() if load_config(preset=name).model.name == model), None)
 
 
 def presets() -> list[str]:

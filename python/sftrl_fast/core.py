@@ -55,7 +55,7 @@ class Turn:
     answer_ids: list[int]
     """Tokens as sampled, the stop token included when one was drawn."""
     logprobs: list[float]
-    """Natural-log probability of each answer token under the plain (temperature 1) distribution, float32."""
+    """Natural-log probability of each answer token under the distribution it was drawn from, float32."""
     text: str
     stopped: bool
     """True if a stop token ended the answer, False if the length limit did."""

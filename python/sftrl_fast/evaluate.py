@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 
 from sftrl_fast.config import Config
 from sftrl_fast.core import TaskEnv, UserError
@@ -29,8 +30,15 @@ class Evaluation:
     """Mean answers given an item."""
 
 
+def load_configured(config: Config) -> LanguageModel:
+    """The configured model, on the configured device and threads."""
+    if config.model.threads:
+        torch.set_num_threads(config.model.threads)
+    return load(config.model.name, dtype=config.model.dtype, device=config.model.device)
+
+
 def make_engine(language: LanguageModel, config: Config) -> Engine:
-    """The backend the configuration names, on the model's own weights."""
+    """The engine, on the model's own weights."""
     chat = language.chat
     return HFBackend(
         language.model, chat.stop_ids, min(chat.stop_ids), max_sequences=config.rollout.max_sequences
@@ -43,9 +51,14 @@ def task_env(env_id: str, env_kwargs: Mapping[str, Any]) -> TaskEnv:
     ``UserError`` for an id that is not registered, and for options the environment refuses.
     """
     try:
-        return cast(TaskEnv, gymnasium.make(env_id, **env_kwargs).unwrapped)
-    except gymnasium.error.Error as fault:
+        env = gymnasium.make(env_id, **env_kwargs).unwrapped
+    except (gymnasium.error.Error, ImportError, TypeError) as fault:
         raise UserError(f"task={env_id!r} cannot be made: {fault}") from None
+    if not isinstance(env, TaskEnv):
+        raise UserError(
+            f"task={env_id!r} lacks num_items, strata() or demonstration(); see sftrl_fast.core.TaskEnv"
+        )
+    return env
 
 
 def evaluate_set(engine: Engine, chat: Chat, env_id: str, config: Config, *, max_context: int) -> Evaluation:
@@ -82,7 +95,7 @@ def subset(strata: Sequence[int] | np.ndarray, limit: int, key: str) -> list[int
 
 def evaluate_model(config: Config, sets: Mapping[str, str]) -> dict[str, Evaluation]:
     """Load the configured model and evaluate it on each of ``sets`` (name to environment id)."""
-    language = load(config.model.name, dtype=config.model.dtype, device=config.model.device)
+    language = load_configured(config)
     engine = make_engine(language, config)
     max_context = language.max_context
     return {

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sftrl_fast.core import UserError
 from sftrl_fast.models import load as module
@@ -56,6 +57,19 @@ def test_a_broken_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{not json")
     with pytest.raises(UserError, match="cannot be loaded"):
         load(str(tmp_path))
+
+
+def test_weights_that_are_not_in_the_folder_are_never_made_up(tmp_path: Path) -> None:
+    tiny = load("tiny", device="cpu")
+    save(tiny.model, tiny.tokenizer, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    weights = {k: v for k, v in load_file(file).items() if "layers.2." not in k}
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks \d+ weights, such as model.layers.2"):
+        load(str(tmp_path / "model"))
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load(str(tmp_path / "model"))
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

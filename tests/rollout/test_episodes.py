@@ -171,7 +171,7 @@ def test_groups_come_in_item_order_with_every_turn_recorded(env_id: str) -> None
     assert [turn.verdict.message for turn in turns] == ["not x", "not yz", ""]
     assert [turn.verdict.outcome for turn in turns] == [WRONG, WRONG, RIGHT]
     assert [turn.verdict.reward for turn in turns] == [-1, -1, 5]
-    assert turns[0].logprobs == [-0.5, -0.5]
+    assert turns[0].logprobs == [-0.25, -0.25]  # under the distribution they were drawn from
     chat = ToyChat()
     assert turns[0].prompt_ids == chat.prompt_ids("letter 4")
     assert turns[1].prompt_ids == chat.reply_ids("not x", stopped=True)

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import pytest
 import torch
 
-from sftrl_fast.core import Episode, Group, Message, Row, Turn, UserError, Verdict
+from sftrl_fast.core import Episode, Group, Message, Row, Turn, Verdict
 from sftrl_fast.models.load import LanguageModel
 from sftrl_fast.train.pack import dialogue_row, episode_rows, micro_batches
 
@@ -27,9 +26,9 @@ def test_micro_batches_hold_every_row_once_and_respect_the_bound() -> None:
             assert not batch.trained[place, length:].any()
 
 
-def test_a_row_longer_than_the_bound_is_refused_by_key() -> None:
-    with pytest.raises(UserError, match="micro_batch_tokens=8"):
-        list(micro_batches([_row(9)], 8, CPU))
+def test_a_row_longer_than_the_bound_goes_alone() -> None:
+    batches = list(micro_batches([_row(3), _row(9), _row(4)], 8, CPU))
+    assert [batch.rows for batch in batches] == [[1], [2, 0]]
 
 
 def test_an_episode_becomes_one_row_of_the_sampled_tokens() -> None:

@@ -26,6 +26,7 @@ SMALL: dict[str, Any] = {
     "rl.group": 4,
     "rl.minibatches": 2,
     "rl.kl": 0.01,
+    "rl.temperature": 0.7,
     "eval.limit": 6,
     "eval.every": 2,
     "rollout.max_new_tokens": 44,
@@ -142,6 +143,9 @@ def test_what_would_fail_late_fails_first(tmp_path: Path) -> None:
         ({"task.train": "sftrl/no-such-v1"}, "no-such"),
         ({"task.options": {"colour": "red"}}, "colour"),
         ({"rl.recipe": "grpoo"}, "grpoo"),
+        ({"rl.recipe": "rloo"}, "has no KL term"),
+        ({"task.eval.id": "CartPole-v1"}, "CartPole-v1"),
+        ({"task.eval.id": "nomodule:Env-v0"}, "nomodule"),
         ({"model.name": "/no/such/model"}, "/no/such/model"),
     ):
         with pytest.raises(UserError, match=words):

@@ -15,11 +15,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from sftrl_fast.config import Config, Section, load_config, presets, subsection
+from sftrl_fast.config import Config, Section, load_config, preset_for, presets, subsection
 from sftrl_fast.core import UserError
 
 HELP_WIDTH = 100
-DEFAULT_PRESET = "tiny"
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +28,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--preset",
         metavar="NAME",
-        help=f"shipped settings: {', '.join(presets())} (default {DEFAULT_PRESET})",
+        help=f"shipped settings: {', '.join(presets())} (default: the one made for the model)",
     )
     add_settings_help(parser, Config)
 
@@ -42,11 +41,15 @@ def add_settings_help(parser: argparse.ArgumentParser, kind: type[Section]) -> N
 
 
 def config_from(args: argparse.Namespace, overrides: dict[str, Any]) -> tuple[Config, str]:
-    """The settings of a command line, and the name of the preset or file they started from."""
+    """The settings of a command line, and the name of the preset or file they started from.
+
+    A model that is named without a preset gets its own, or the plain defaults: what suits the smallest model
+    would cut another's answers short.
+    """
     if args.config is not None:
         return load_config(file=args.config, overrides=overrides), args.config.stem
-    preset = args.preset or DEFAULT_PRESET
-    return load_config(preset=preset, overrides=overrides), preset
+    preset = args.preset or preset_for(str(overrides.get("model.name", "tiny")))
+    return load_config(preset=preset, overrides=overrides), preset or "custom"
 
 
 def output_file(text: str) -> Path:

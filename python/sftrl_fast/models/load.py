@@ -53,8 +53,14 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError:
         raise UserError(f"model.device={device!r} is no device; use auto, cpu, cuda or cuda:N") from None
+    if resolved.type not in ("cpu", "cuda"):
+        raise UserError(f"model.device={device!r} is not supported; use auto, cpu, cuda or cuda:N")
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"model.device={device!r} but this machine has no CUDA device; use auto or cpu")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"model.device={device!r} but this machine has {torch.cuda.device_count()} CUDA devices"
+        )
     return resolved
 
 
@@ -67,12 +73,17 @@ def load(name: str, *, dtype: str = "float32", device: str = "auto") -> Language
     local = not name.startswith("hub:")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], local_files_only=local)
-    except (OSError, ValueError) as fault:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source, dtype=DTYPES[dtype], local_files_only=local, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as fault:
         reason = str(fault).strip().split("\n")[0]
         raise UserError(f"model.name={name!r} cannot be loaded: {reason}") from None
     finally:
         transformers_logging.set_verbosity(verbosity)
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise UserError(f"model.name={name!r} lacks {len(missing)} weights, such as {missing[0]}")
     # By way of Module: transformers' own wrapper of `to` has lost its signature for type checkers.
     torch.nn.Module.to(model, torch_device)
     return LanguageModel(model, tokenizer, Chat(tokenizer))
@@ -84,6 +95,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     What stands at ``folder`` is replaced, and what a killed process left beside it. ``UserError`` if it cannot
     be written.
     """
+    folder = folder.absolute()
     made = folder.with_name(folder.name + ".tmp")
     try:
         for old in (made, folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -76,7 +77,7 @@ def run_episodes(
     limit = None if max_context is None else max_context - params.max_new_tokens
     envs = make_envs(env_id, len(indices), env_kwargs)
     try:
-        dialogues = _start(chat, envs.reset(indices), indices, group_size)
+        dialogues = _start(chat, envs.reset(indices), indices)
         _check_prompts(dialogues, limit, params)
         turn = 0
         while live := [row for row, dialogue in enumerate(dialogues) if not dialogue.over]:
@@ -139,7 +140,14 @@ class _Dialogue:
             float(judged.rewards[row]), int(judged.outcome[row]), bool(judged.success[row]), message
         )
         self.episode.turns.append(
-            Turn(self.added, completion.token_ids, completion.logprobs, text, completion.stopped, verdict)
+            Turn(
+                self.added,
+                completion.token_ids,
+                completion.sampled_logprobs,
+                text,
+                completion.stopped,
+                verdict,
+            )
         )
         self.over = done
         if done:
@@ -149,14 +157,16 @@ class _Dialogue:
         self.over = limit is not None and len(self.context) > limit
 
 
-def _start(
-    chat: ChatLike, messages: Sequence[str], indices: npt.NDArray[np.int64], group_size: int
-) -> list[_Dialogue]:
+def _start(chat: ChatLike, messages: Sequence[str], indices: npt.NDArray[np.int64]) -> list[_Dialogue]:
     prompts = {message: chat.prompt_ids(message) for message in dict.fromkeys(messages)}
-    return [
-        _Dialogue(Episode(int(index), row % group_size), list(prompts[message]), list(prompts[message]))
-        for row, (index, message) in enumerate(zip(indices, messages, strict=True))
-    ]
+    # An item that stands twice among the items goes on counting, or both groups would draw the same answers.
+    samples: Counter[int] = Counter()
+    dialogues = []
+    for index, message in zip(indices.tolist(), messages, strict=True):
+        episode = Episode(index, samples[index])
+        samples[index] += 1
+        dialogues.append(_Dialogue(episode, list(prompts[message]), list(prompts[message])))
+    return dialogues
 
 
 def _check_prompts(dialogues: Iterable[_Dialogue], limit: int | None, params: SamplingParams) -> None:

@@ -66,7 +66,9 @@ def _rates(results: Results) -> Section:
         if len(seeds) > 1:
             for seed, by_arm in seeds.items():
                 rows.append([f"  seed {seed}", *(_count(by_arm[arm][name]) for name in sets)])
-    return f"Success, {_level(results)} interval over hands", ["", *sets], rows
+    sizes = next(iter(next(iter(seeds.values())).values()))
+    header = ["", *(f"{name} ({sizes[name]['n']:,})" for name in sets)]
+    return f"Success, {_level(results)} interval over hands", header, rows
 
 
 def _differences(results: Results) -> Section:

@@ -64,7 +64,7 @@ class Optimizer:
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
             state = {
-                key.removeprefix(f"{name}/"): value.clone()
+                key.removeprefix(f"{name}/"): value.to(parameter.device, copy=True)
                 for key, value in tensors.items()
                 if key.rpartition("/")[0] == name
             }

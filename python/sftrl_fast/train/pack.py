@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sftrl_fast.core import Dialogue, Group, Row, UserError
+from sftrl_fast.core import Dialogue, Group, Row
 from sftrl_fast.models.chat import Chat
 
 
@@ -59,17 +59,13 @@ def episode_rows(groups: Sequence[Group], advantages: Sequence[float]) -> list[R
 def micro_batches(rows: Sequence[Row], max_tokens: int, device: torch.device) -> Iterator[TokenBatch]:
     """All of ``rows`` in batches of at most ``max_tokens`` positions, padding included.
 
-    Sorted by length, so that little is padded. ``UserError`` if one row alone is longer than ``max_tokens``.
+    Sorted by length, so that little is padded. A row longer than ``max_tokens`` goes alone.
     """
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
-    if order and len(rows[order[0]].ids) > max_tokens:
-        raise UserError(
-            f"compute.micro_batch_tokens={max_tokens} is less than the longest row, {len(rows[order[0]].ids)} tokens"
-        )
     start = 0
     while start < len(order):
         length = len(rows[order[start]].ids)
-        chosen = order[start : start + max_tokens // length]
+        chosen = order[start : start + max(1, max_tokens // length)]
         start += len(chosen)
         ids = torch.zeros(len(chosen), length, dtype=torch.int64)
         trained = torch.zeros(len(chosen), length, dtype=torch.bool)

@@ -110,14 +110,19 @@ class RLArm:
         self, batch: TokenBatch, rows: list[Row], weights: Tensor, row: Recipe, sums: dict[str, float]
     ) -> None:
         settings = self.config.rl
-        logp, entropy = token_logprobs(self.language.model, batch.ids, batch.trained)
+        # Under the distribution the tokens were drawn from: the policy that is sampled is the one that is trained.
+        temperature = settings.temperature
+        logp, entropy = token_logprobs(self.language.model, batch.ids, batch.trained, temperature=temperature)
         counts = batch.trained.sum(dim=1)
         old = torch.tensor([p for r in rows for p in r.old_logprobs or ()], device=logp.device)
         advantage = torch.tensor([r.advantage for r in rows], device=logp.device).repeat_interleave(counts)
         reference = None
         if self.reference is not None:
             with torch.no_grad():
-                reference, _ = token_logprobs(self.reference, batch.ids, batch.trained)
+                reference, _ = token_logprobs(
+                    self.reference, batch.ids, batch.trained, temperature=temperature
+                )
+            self.compute.generate(0, batch.ids.numel())
         terms = policy_loss(
             row,
             logp,

@@ -19,14 +19,16 @@ from torch import Tensor
 from sftrl_fast.algo.recipes import recipe
 from sftrl_fast.config import Config, load_config
 from sftrl_fast.core import UserError
-from sftrl_fast.evaluate import evaluate_set, make_engine, task_env
-from sftrl_fast.models.load import LanguageModel, load, save
+from sftrl_fast.evaluate import evaluate_set, load_configured, make_engine, task_env
+from sftrl_fast.models.causal_lm import check_head
+from sftrl_fast.models.load import LanguageModel, save
 from sftrl_fast.runtime import checkpoint
 from sftrl_fast.runtime.checkpoint import RunFolder
 from sftrl_fast.runtime.compute import Compute
 from sftrl_fast.runtime.metrics import MetricsLog
 from sftrl_fast.runtime.progress import Progress
 from sftrl_fast.runtime.stop import StopSignal
+from sftrl_fast.tasks.seeding import digest
 from sftrl_fast.train.optimizer import Optimizer
 from sftrl_fast.train.rl import RLArm
 from sftrl_fast.train.sft import Demonstrations, SFTArm
@@ -64,9 +66,7 @@ def resume(path: Path) -> RunResult:
 
 
 def _load(config: Config) -> LanguageModel:
-    if config.model.threads:
-        torch.set_num_threads(config.model.threads)
-    language = load(config.model.name, dtype=config.model.dtype, device=config.model.device)
+    language = load_configured(config)
     if config.model.gradient_checkpointing:
         language.model.gradient_checkpointing_enable()
     return language
@@ -74,13 +74,19 @@ def _load(config: Config) -> LanguageModel:
 
 def _check(config: Config, language: LanguageModel) -> None:
     """Find what would fail late: an unknown recipe, environments that cannot be made, prompts that do not fit."""
-    recipe(config.rl.recipe)
-    for key, env_id in {"train": config.task.train, **config.task.eval}.items():
+    if config.rl.kl and recipe(config.rl.recipe).kl == "none":
+        raise UserError(
+            f"rl.kl={config.rl.kl}: the recipe {config.rl.recipe!r} has no KL term; use 0, or grpo"
+        )
+    for key, env_id in [("train", config.task.train), *config.task.eval.items()]:
         env = task_env(env_id, config.task.env_kwargs)
         if env.num_items == 0:
             raise UserError(f"task {key}={env_id!r} holds no items")
         observation, _ = env.reset(options={"index": 0})
-        tokens = len(language.chat.prompt_ids(observation)) + config.rollout.max_new_tokens
+        prompt = language.chat.prompt_ids(observation)
+        if key == "train":
+            check_head(language.model, prompt)
+        tokens = len(prompt) + config.rollout.max_new_tokens
         if tokens > language.max_context:
             raise UserError(
                 f"rollout.max_new_tokens={config.rollout.max_new_tokens}: with its prompt an answer to {env_id!r} may "
@@ -141,6 +147,8 @@ class Run:
         self.progress.stage(f"{stage.name} train", self._total(stage), done=self.state.step)
         while (done := self._done(stage, arm.compute)) < 1:
             began = time.perf_counter()
+            # For models with dropout; nothing of ours draws from torch's generator.
+            torch.manual_seed(digest(stage.name, self.state.step))
             metrics = arm.update(self.state.step, done)
             arm.compute.seconds += time.perf_counter() - began
             self.state.step += 1
