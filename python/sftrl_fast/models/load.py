@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -73,9 +74,10 @@ def load(name: str, *, dtype: str = "float32", device: str = "auto") -> Language
     local = not name.startswith("hub:")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=DTYPES[dtype], local_files_only=local, output_loading_info=True
         )
+        model, report = loaded
     except (OSError, ValueError, RuntimeError, SafetensorError) as fault:
         reason = str(fault).strip().split("\n")[0]
         raise UserError(f"model.name={name!r} cannot be loaded: {reason}") from None
