@@ -158,7 +158,8 @@ class EvalConfig(Section):
 
 class ComputeConfig(Section):
     match: Literal["flops", "tokens", "samples", "seconds"] = Field(
-        "flops", description="the SFT arm stops when it has spent as much of this as the RL arm"
+        "flops",
+        description="what the SFT arm may spend as much of as the RL arm did; `seconds` makes no two runs equal",
     )
     micro_batch_tokens: int = Field(
         16384, ge=1, description="tokens, padding included, pushed through the model at once in training"

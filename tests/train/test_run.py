@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,15 @@ def test_rl_trains_on_the_engine_s_own_log_probabilities(unbroken: Path) -> None
     assert max(gaps) < 1e-5
     ids = {row["set"]: row["n"] for row in rows if "set" in row}
     assert ids == {"id_seen": 6, "id": 6, "rule_ood": 6}
+
+
+def test_a_run_whose_settings_were_changed_is_not_resumed(unbroken: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "edited"
+    shutil.copytree(unbroken, folder)
+    text = (folder / "config.toml").read_text()
+    (folder / "config.toml").write_text(text.replace("updates = 3", "updates = 4"))
+    with pytest.raises(UserError, match=r"config\.toml is not the one"):
+        study.resume(folder)
 
 
 def test_a_used_folder_is_refused_and_left_alone(unbroken: Path) -> None:

@@ -46,14 +46,17 @@ class RLArm:
         advantages = episode_advantages(groups, row.advantage)
         rows = episode_rows(groups, [value for group in advantages for value in group])
         metrics = _rollout_metrics(groups)
+        steps = []
         for epoch in range(settings.epochs):
             order = np.random.default_rng(digest("minibatch", self.seed, step, epoch)).permutation(len(rows))
             for part in np.array_split(order, settings.minibatches):
-                optimized = self._optimize([rows[i] for i in part], row)
-                # Before the first optimizer step the difference is the engine's and the trainer's alone.
-                metrics.setdefault("engine_gap", optimized.pop("logprob_gap"))
-                metrics |= optimized
-                metrics["grad_norm"], metrics["lr"] = self.optimizer.step(done)
+                steps.append(self._optimize([rows[i] for i in part], row))
+                steps[-1]["grad_norm"], metrics["lr"] = self.optimizer.step(done)
+        # Before the first optimizer step the difference is the engine's and the trainer's alone.
+        metrics["engine_gap"] = steps[0].pop("logprob_gap")
+        metrics["ratio_max"] = max(optimized["ratio_max"] for optimized in steps)
+        for key in ("loss", "entropy", "clipped", "kl", "grad_norm", "trained_rows"):
+            metrics[key] = float(np.mean([optimized[key] for optimized in steps]))
         return metrics
 
     def _rollout(self, step: int) -> list[Group]:

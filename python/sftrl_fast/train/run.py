@@ -51,7 +51,7 @@ def run(config: Config, out: Path | None, name: str) -> RunResult:
     _check(config, language)
     with RunFolder.create(out, name) as folder:
         folder.write_config(config)
-        return Run(config, folder, language, RunState()).go()
+        return Run(config, folder, language, RunState(_fingerprint(config))).go()
 
 
 def resume(path: Path) -> RunResult:
@@ -60,9 +60,18 @@ def resume(path: Path) -> RunResult:
         config = load_config(file=folder.config_path)
         language = _load(config)
         if not folder.checkpoint_path.exists():
-            return Run(config, folder, language, RunState()).go()
-        tensors, state = checkpoint.load(folder.checkpoint_path)
-        return Run(config, folder, language, RunState.from_dict(state), tensors).go()
+            return Run(config, folder, language, RunState(_fingerprint(config))).go()
+        tensors, saved = checkpoint.load(folder.checkpoint_path)
+        state = RunState.from_dict(saved)
+        if state.settings != _fingerprint(config):
+            raise UserError(
+                f"resume={str(path)!r}: config.toml is not the one the run began with; put it back, or start a new run"
+            )
+        return Run(config, folder, language, state, tensors).go()
+
+
+def _fingerprint(config: Config) -> int:
+    return digest(config.model_dump_json())
 
 
 def _load(config: Config) -> LanguageModel:

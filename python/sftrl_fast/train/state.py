@@ -40,6 +40,8 @@ def plan(config: Config) -> list[Stage]:
 class RunState:
     """JSON-serialisable. ``stage`` and ``step`` say where to go on; the rest is what was found so far."""
 
+    settings: int
+    """Hash of the settings the run began with; with others a resumed run would be no run at all."""
     stage: int = 0
     step: int = 0
     """Optimizer steps (SFT) or updates (RL) done within the stage."""
