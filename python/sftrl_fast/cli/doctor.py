@@ -34,13 +34,14 @@ def run(_args: argparse.Namespace, _rest: Sequence[str]) -> int:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from sftrl_fast.ops.dispatch import availability
 
     console = Console()
     machine = Table(title="Machine", title_justify="left", show_header=False, box=SIMPLE_HEAD)
     for name, text in _machine():
-        machine.add_row(name, text)
+        machine.add_row(name, Text(text))
     console.print(machine)
 
     ops = Table(title="Ops", title_justify="left", box=SIMPLE_HEAD)
