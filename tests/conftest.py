@@ -1,6 +1,13 @@
-"""Threads are pinned before torch starts: on few cores many small tests would fight over them."""
+"""Set before anything is imported or collected."""
 
 import os
 
+from hypothesis import settings
+
+# On few cores many small tests would fight over torch's threads, which are counted when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# How long an example takes is the machine's affair; a test says what is right, not how fast.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
