@@ -41,3 +41,8 @@ def test_evaluating_twice_gives_the_same_successes() -> None:
 def test_a_set_that_is_not_registered_is_refused_by_name() -> None:
     with pytest.raises(UserError, match="sftrl/points-text-none-v1"):
         task_env("sftrl/points-text-none-v1", {})
+
+
+def test_options_cannot_change_what_an_id_means() -> None:
+    with pytest.raises(UserError, match=r"task\.options\.part"):
+        task_env("sftrl/points-text-id-v1", {"part": "train"})

@@ -51,6 +51,11 @@ def task_env(env_id: str, env_kwargs: Mapping[str, Any]) -> TaskEnv:
     ``UserError`` for an id that is not registered, and for options the environment refuses.
     """
     try:
+        fixed = sorted(set(gymnasium.spec(env_id).kwargs).intersection(env_kwargs))
+        if fixed:
+            raise UserError(
+                f"task.options.{fixed[0]}: {env_id!r} says that itself; choose another id instead"
+            )
         env = gymnasium.make(env_id, **env_kwargs).unwrapped
     except (gymnasium.error.Error, ImportError, TypeError) as fault:
         raise UserError(f"task={env_id!r} cannot be made: {fault}") from None
