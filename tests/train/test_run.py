@@ -153,6 +153,7 @@ def test_what_would_fail_late_fails_first(tmp_path: Path) -> None:
         ({"task.train": "sftrl/no-such-v1"}, "no-such"),
         ({"task.options": {"colour": "red"}}, "colour"),
         ({"rl.recipe": "grpoo"}, "grpoo"),
+        ({"rl.recipe": "grpoo", "rl.kl": 0.0}, "grpoo"),
         ({"rl.recipe": "rloo"}, "has no KL term"),
         ({"task.eval.id": "CartPole-v1"}, "CartPole-v1"),
         ({"task.eval.id": "nomodule:Env-v0"}, "nomodule"),

@@ -83,7 +83,8 @@ def _load(config: Config) -> LanguageModel:
 
 def _check(config: Config, language: LanguageModel) -> None:
     """Find what would fail late: an unknown recipe, environments that cannot be made, prompts that do not fit."""
-    if config.rl.kl and recipe(config.rl.recipe).kl == "none":
+    row = recipe(config.rl.recipe)
+    if config.rl.kl and row.kl == "none":
         raise UserError(
             f"rl.kl={config.rl.kl}: the recipe {config.rl.recipe!r} has no KL term; use 0, or grpo"
         )
@@ -143,9 +144,8 @@ class Run:
                     self.state.stage += 1
                     self.state.step = 0
                     self.optimizer = None
-                    self._save()
+                self._save()
                 if self.stop.requested and self.state.stage < len(stages):
-                    self._save()
                     return RunResult(self.folder, self.config, self.state, stopped=True)
         return RunResult(self.folder, self.config, self.state, stopped=False)
 
