@@ -66,7 +66,9 @@ def test_auto_passes_over_what_cannot_run_and_logs_once(
     monkeypatch.setattr(dispatch, "_logged", set())
     with caplog.at_level(logging.INFO, logger=dispatch.__name__):
         assert [dispatch.choose("logprob") for _ in range(3)] == ["torch"] * 3
-    assert [record.getMessage() for record in caplog.records] == ["op logprob: implementation torch (auto)"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "op logprob: implementation torch (auto; cpu)"
+    ]
 
 
 def test_doctor_rows_cover_each_op_and_name_with_a_reason_where_unavailable() -> None:

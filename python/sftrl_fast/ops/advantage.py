@@ -35,7 +35,7 @@ def group_advantage(rewards: Tensor, groups: Tensor, *, kind: str, impl: str | N
         came = f"{groups.dtype} {list(groups.shape)} on {groups.device}"
         raise UserError(f"groups is {came}; needed: torch.int64 {list(rewards.shape)} on {rewards.device}")
     _check_finite("rewards", rewards)
-    return resolve("group_advantage", impl)(rewards, groups, kind)
+    return resolve("group_advantage", impl, rewards)(rewards, groups, kind)
 
 
 def group_advantage_torch(rewards: Tensor, groups: Tensor, kind: str) -> Tensor:
@@ -92,7 +92,7 @@ def gae(
             raise UserError(f"{name} is {number}; needed: a number in [0, 1]")
     _check_finite("rewards", rewards)
     _check_finite("values", values)
-    return resolve("gae", impl)(rewards, values, offsets, gamma, lam, bootstrap)
+    return resolve("gae", impl, rewards)(rewards, values, offsets, gamma, lam, bootstrap)
 
 
 def gae_torch(

@@ -2,7 +2,8 @@
 
 Order of choice: the ``impl=`` argument, then the environment variable ``SFTRL_IMPL``, then ``auto``. An
 explicit choice never falls back: if it cannot run here, :class:`~sftrl_fast.core.UserError` says what can and
-why the rest cannot. ``auto`` takes the first available name of :data:`IMPLS` and logs its choice once an op.
+why the rest cannot. ``auto`` takes the first name of :data:`IMPLS` that can run and is made for the tensor's device
+and type, and logs its choice once an op, device and type.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from sftrl_fast.core import UserError
 
@@ -21,27 +27,79 @@ logger = logging.getLogger(__name__)
 IMPLS = ("flash", "triton", "cpp", "torch")
 """Names an implementation may have, the one ``auto`` prefers first."""
 
+HALF_AND_SINGLE = (torch.float32, torch.bfloat16)
+GPU_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def _always() -> str:
     return ""
 
 
+@cache
+def _no_extension() -> str:
+    return "" if find_spec("sftrl_fast._C") else "the extension sftrl_fast._C was not built"
+
+
+@cache
+def _no_triton() -> str:
+    if find_spec("triton") is None:
+        return "the package triton is not installed (extra: cuda)"
+    if torch.cuda.is_available() or interpreting():
+        return ""
+    return "no CUDA device (TRITON_INTERPRET=1 runs it on the CPU, for tests)"
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run on the CPU, one program after another: for tests of what they compute."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 @dataclass(frozen=True, slots=True)
 class Implementation:
-    """Where a function stands, and whether this machine can run it."""
+    """Where a function stands, what it is made for, and whether this machine can run it."""
 
     target: str
     """``module:function``, imported when first chosen."""
     why_not: Callable[[], str] = _always
     """The reason it cannot run here; the empty string if it can."""
+    device: str = ""
+    """Type of device it runs on; the empty string means any."""
+    dtypes: tuple[torch.dtype, ...] = ()
+    """Element types it takes; empty means any."""
+
+    def refuses(self, tensor: Tensor | None) -> str:
+        """The reason it cannot work on ``tensor`` here; the empty string if it can."""
+        reason = self.why_not()
+        if reason or tensor is None:
+            return reason
+        if self.device and tensor.device.type != self.device and not self._interpreted(tensor):
+            return f"it runs on {self.device} and the tensors are on {tensor.device.type}"
+        if self.dtypes and tensor.dtype not in self.dtypes:
+            return f"it takes {', '.join(map(str, self.dtypes))} and the tensors are {tensor.dtype}"
+        return ""
+
+    def _interpreted(self, tensor: Tensor) -> bool:
+        return self.device == "cuda" and tensor.device.type == "cpu" and interpreting()
 
 
-# Each op has its torch reference and nothing else so far; what is not listed does not exist.
+def _cpp(target: str) -> Implementation:
+    return Implementation(f"sftrl_fast.ops.cpp.{target}", _no_extension, "cpu", HALF_AND_SINGLE)
+
+
+def _triton(target: str) -> Implementation:
+    return Implementation(f"sftrl_fast.kernels.{target}", _no_triton, "cuda", GPU_TYPES)
+
+
+# Each op has its torch reference; what is not listed does not exist.
 OPS: dict[str, dict[str, Implementation]] = {
     "logprob": {"torch": Implementation("sftrl_fast.ops.logprob:logprob_torch")},
     "group_advantage": {"torch": Implementation("sftrl_fast.ops.advantage:group_advantage_torch")},
     "gae": {"torch": Implementation("sftrl_fast.ops.advantage:gae_torch")},
     "sample": {"torch": Implementation("sftrl_fast.ops.sample:sample_torch")},
+    "rms_norm": {
+        "cpp": _cpp("rms_norm:rms_norm_cpp"),
+        "torch": Implementation("sftrl_fast.ops.rms_norm:rms_norm_torch"),
+    },
 }
 
 
@@ -55,45 +113,67 @@ class Availability:
     reason: str
 
 
-def availability(op: str | None = None) -> list[Availability]:
-    """A row for each op (or for one) and each name of :data:`IMPLS`, with the reason where it cannot run."""
+def availability(op: str | None = None, tensor: Tensor | None = None) -> list[Availability]:
+    """A row for each op (or for one) and each name of :data:`IMPLS`, with the reason where it cannot run.
+
+    With ``tensor``, also where it could not work on that tensor's device and type.
+    """
     rows = []
     for name in OPS if op is None else (op,):
         for impl in IMPLS:
             entry = OPS[name].get(impl)
-            reason = "not implemented in this version" if entry is None else entry.why_not()
+            reason = "not implemented in this version" if entry is None else entry.refuses(tensor)
             rows.append(Availability(name, impl, not reason, reason))
     return rows
 
 
-def choose(op: str, impl: str | None = None) -> str:
-    """The name of the implementation that a call with this ``impl`` argument runs."""
+def choose(op: str, impl: str | None = None, tensor: Tensor | None = None) -> str:
+    """The name of the implementation that a call with this ``impl`` argument runs.
+
+    ``tensor`` stands for the call's device and type; without it the answer is this machine's best: for CUDA
+    where there is a device, else for the CPU.
+    """
     source, wanted = (
         ("impl", impl) if impl is not None else ("SFTRL_IMPL", os.environ.get("SFTRL_IMPL", "auto"))
     )
-    rows = availability(op)
-    usable = [row.impl for row in rows if row.available]
     if wanted == "auto":
-        _log_once(op, usable[0])
-        return usable[0]
-    if wanted not in usable:
+        return _best(op, tensor)
+    entry = OPS[op].get(wanted)
+    if entry is None or entry.refuses(tensor):
+        rows = availability(op, tensor)
+        usable = ", ".join(row.impl for row in rows if row.available)
         reasons = "; ".join(f"{row.impl}: {row.reason}" for row in rows if not row.available)
-        raise UserError(
-            f"{source}={wanted!r} cannot run op {op!r}; available: {', '.join(usable)} ({reasons})"
-        )
+        raise UserError(f"{source}={wanted!r} cannot run op {op!r}; available: {usable} ({reasons})")
     return wanted
 
 
-def resolve(op: str, impl: str | None = None) -> Callable[..., Any]:
+def _best(op: str, tensor: Tensor | None) -> str:
+    device = tensor.device.type if tensor is not None else "cuda" if torch.cuda.is_available() else "cpu"
+    for impl in IMPLS:
+        entry = OPS[op].get(impl)
+        # The interpreter is for tests: a GPU kernel is never `auto`'s choice on a CPU.
+        if entry is not None and entry.device in ("", device) and not entry.refuses(tensor):
+            _log_once(op, impl, device if tensor is None else f"{device}, {tensor.dtype}")
+            return impl
+    raise AssertionError(f"op {op!r} has no implementation for every machine")
+
+
+def resolve(op: str, impl: str | None = None, tensor: Tensor | None = None) -> Callable[..., Any]:
     """The function that runs ``op``; raises :class:`UserError` if an explicit choice is not available."""
-    module, _, name = OPS[op][choose(op, impl)].target.partition(":")
-    return getattr(importlib.import_module(module), name)
+    return _function(OPS[op][choose(op, impl, tensor)].target)
 
 
-_logged: set[str] = set()
+@cache
+def _function(target: str) -> Callable[..., Any]:
+    module, _, name = target.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
-def _log_once(op: str, impl: str) -> None:
-    if op not in _logged:
-        _logged.add(op)
-        logger.info("op %s: implementation %s (auto)", op, impl)
+_logged: set[tuple[str, str]] = set()
+
+
+def _log_once(op: str, impl: str, kind: str) -> None:
+    if (op, kind) not in _logged:
+        _logged.add((op, kind))
+        logger.info("op %s: implementation %s (auto; %s)", op, impl, kind)

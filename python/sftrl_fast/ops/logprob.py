@@ -36,7 +36,7 @@ def logprob(
     outside ``[0, V)`` and rows whose logits hold a NaN or an infinity.
     """
     _check(hidden, weight, targets, temperature)
-    logp, entropy = resolve("logprob", impl)(hidden, weight, targets, temperature)
+    logp, entropy = resolve("logprob", impl, hidden)(hidden, weight, targets, temperature)
     bad = torch.isnan(logp.detach())
     if bad.any():
         row = int(bad.nonzero()[0, 0])

@@ -107,7 +107,7 @@ def sample(
         came = f"{uniforms.dtype} {list(uniforms.shape)} on {uniforms.device}"
         raise UserError(f"uniforms is {came}; needed: torch.float32 [{logits.shape[0]}] on {logits.device}")
     check_sampling(temperature, top_k, top_p)
-    tokens, plain, sampled = resolve("sample", impl)(logits, uniforms, temperature, top_k, top_p)
+    tokens, plain, sampled = resolve("sample", impl, logits)(logits, uniforms, temperature, top_k, top_p)
     bad = torch.isnan(plain)
     if bad.any():
         row = int(bad.nonzero()[0, 0])

@@ -1,4 +1,4 @@
-// The Python face: names, documentation, array checks and the release of the GIL. Nothing is computed here.
+// The Python face of the card code: names, array checks and the release of the GIL. Nothing is computed here.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "bind.h"
 #include "sftrl/solver.h"
 #include "sftrl/verifier.h"
 
@@ -160,10 +161,9 @@ py::array_t<bool> solvable_points(const Integers& hands, std::int64_t target) {
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
-    m.doc() =
-        "Compiled parts of sftrl_fast. The functions check memory safety only; their Python callers check "
-        "input.";
+namespace sftrl::bind {
+
+void points(py::module_& m) {
     m.attr("MAX_NUMBERS") = sftrl::kMaxNumbers;
     m.def("verify_points", &verify_points, py::arg("responses"), py::arg("ranks").noconvert(),
           py::arg("numbers").noconvert(), py::arg("targets").noconvert(), py::arg("reference"),
@@ -176,3 +176,5 @@ PYBIND11_MODULE(_C, m) {
     m.def("solvable_points", &solvable_points, py::arg("hands").noconvert(), py::arg("target"),
           "Whether each row of hands [m, k] reaches the target.");
 }
+
+}  // namespace sftrl::bind

@@ -1,0 +1,12 @@
+// The module's table of contents; each part is bound in a file of its own beside this one.
+#include "bind.h"
+
+PYBIND11_MODULE(_C, m) {
+    m.doc() =
+        "Compiled parts of sftrl_fast. The card functions are safe for any input. Those that take addresses "
+        "trust "
+        "their callers in sftrl_fast.ops, which check shapes, types and ranges.";
+    sftrl::bind::points(m);
+    sftrl::bind::machine(m);
+    sftrl::bind::rms_norm(m);
+}

@@ -1,0 +1,143 @@
+// Sixteen float lanes, written once and compiled at every level: the compiler cuts the vector into what the
+// level's registers hold. Everything is inlined into the namespace of the level, so that no two levels share
+// a symbol.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "sftrl/dtype.h"
+
+#if !defined(SFTRL_LEVEL)
+#error "simd.h belongs to sources that are compiled once a level"
+#endif
+
+#define SFTRL_INLINE inline __attribute__((always_inline))
+
+namespace sftrl::SFTRL_LEVEL {
+
+inline constexpr int kLanes = 16;
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef std::int32_t i32x16 __attribute__((vector_size(64)));
+typedef std::uint32_t u32x16 __attribute__((vector_size(64)));
+typedef std::uint16_t u16x16 __attribute__((vector_size(32)));
+
+using bf16 = std::uint16_t;  // the upper half of a float's bits
+
+SFTRL_INLINE float to_float(float value) { return value; }
+SFTRL_INLINE float to_float(bf16 value) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(value) << 16;
+    float out;
+    std::memcpy(&out, &bits, sizeof out);
+    return out;
+}
+
+// Round to nearest, ties to even; a NaN stays one.
+SFTRL_INLINE void from_float(float value, float* out) { *out = value; }
+SFTRL_INLINE void from_float(float value, bf16* out) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const bool nan = value != value;
+    *out = static_cast<bf16>(nan ? (bits >> 16) | 0x40u : (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+}
+
+SFTRL_INLINE f32x16 splat(float value) { return f32x16{} + value; }
+
+SFTRL_INLINE f32x16 load(const float* from) {
+    f32x16 out;
+    std::memcpy(&out, from, sizeof out);
+    return out;
+}
+SFTRL_INLINE f32x16 load(const bf16* from) {
+    u16x16 half;
+    std::memcpy(&half, from, sizeof half);
+    const u32x16 bits = __builtin_convertvector(half, u32x16) << 16;
+    return reinterpret_cast<f32x16>(bits);
+}
+
+SFTRL_INLINE void store(f32x16 value, float* to) { std::memcpy(to, &value, sizeof value); }
+SFTRL_INLINE void store(f32x16 value, bf16* to) {
+#if defined(__AVX512BF16__)
+    const __m256bh half = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(value));
+    std::memcpy(to, &half, sizeof half);
+#else
+    const u32x16 bits = reinterpret_cast<u32x16>(value);
+    const u32x16 rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+    const u32x16 kept = (bits >> 16) | 0x40u;
+    const u16x16 half = __builtin_convertvector(value != value ? kept : rounded, u16x16);
+    std::memcpy(to, &half, sizeof half);
+#endif
+}
+
+// The first `count` (1 to 15) elements; other lanes are `fill`.
+template <class T>
+SFTRL_INLINE f32x16 load_first(const T* from, int count, float fill = 0.0f) {
+    alignas(64) float lanes[kLanes];
+    for (int i = 0; i < kLanes; ++i) lanes[i] = i < count ? to_float(from[i]) : fill;
+    return load(lanes);
+}
+template <class T>
+SFTRL_INLINE void store_first(f32x16 value, T* to, int count) {
+    alignas(64) float lanes[kLanes];
+    store(value, lanes);
+    for (int i = 0; i < count; ++i) from_float(lanes[i], to + i);
+}
+
+SFTRL_INLINE f32x16 max(f32x16 a, f32x16 b) { return a > b ? a : b; }
+
+SFTRL_INLINE float reduce_add(f32x16 value) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(reinterpret_cast<__m512>(value));
+#else
+    alignas(64) float lanes[kLanes];
+    store(value, lanes);
+    for (int width = kLanes / 2; width > 0; width /= 2) {
+        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    }
+    return lanes[0];
+#endif
+}
+SFTRL_INLINE float reduce_max(f32x16 value) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps(reinterpret_cast<__m512>(value));
+#else
+    alignas(64) float lanes[kLanes];
+    store(value, lanes);
+    for (int width = kLanes / 2; width > 0; width /= 2) {
+        for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+    }
+    return lanes[0];
+#endif
+}
+
+// e^x to about one unit in the last place on [-87.3, 88.7]; 0 below, +inf above, NaN for NaN.
+// Cody-Waite reduction by ln 2, then the Taylor polynomial of degree 7 on [-ln 2 / 2, ln 2 / 2].
+SFTRL_INLINE f32x16 exp(f32x16 x) {
+    const f32x16 low = splat(-87.33654f), high = splat(88.72283f);
+    const f32x16 clamped = x < low ? low : (x > high ? high : x);
+    const f32x16 magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    const f32x16 n = (clamped * 1.44269504f + magic) - magic;
+    const f32x16 r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
+    f32x16 p = splat(1.0f / 5040.0f);
+    p = p * r + 1.0f / 720.0f;
+    p = p * r + 1.0f / 120.0f;
+    p = p * r + 1.0f / 24.0f;
+    p = p * r + 1.0f / 6.0f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    // 2^n in two factors: n reaches 128, whose power of two is no finite float.
+    const i32x16 whole = __builtin_convertvector(n, i32x16);
+    const i32x16 half = whole >> 1;
+    const f32x16 scale0 = reinterpret_cast<f32x16>((half + 127) << 23);
+    const f32x16 scale1 = reinterpret_cast<f32x16>((whole - half + 127) << 23);
+    const f32x16 value = p * scale0 * scale1;
+    const f32x16 bounded = x < low ? splat(0.0f) : (x > high ? splat(__builtin_inff()) : value);
+    return x != x ? x : bounded;
+}
+
+}  // namespace sftrl::SFTRL_LEVEL

@@ -1,0 +1,23 @@
+"""What the tests of all ops share: the implementations that run here, and the instruction-set levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from sftrl_fast import _C
+
+LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16")
+
+
+@pytest.fixture(params=LEVELS)
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Forces each instruction-set level in turn; a level that this processor lacks is skipped."""
+    best = _C.detected_level()
+    if LEVELS.index(request.param) > LEVELS.index(best):
+        pytest.skip(f"this processor runs levels up to {best}")
+    before = _C.level()
+    _C.set_level(request.param)
+    yield request.param
+    _C.set_level(before)
