@@ -96,6 +96,8 @@ OPS: dict[str, dict[str, Implementation]] = {
     "group_advantage": {"torch": Implementation("sftrl_fast.ops.advantage:group_advantage_torch")},
     "gae": {"torch": Implementation("sftrl_fast.ops.advantage:gae_torch")},
     "sample": {"torch": Implementation("sftrl_fast.ops.sample:sample_torch")},
+    "cached_attention": {"torch": Implementation("sftrl_fast.ops.attention:cached_attention_torch")},
+    "packed_attention": {"torch": Implementation("sftrl_fast.ops.attention:packed_attention_torch")},
     "rms_norm": {
         "cpp": _cpp("rms_norm:rms_norm_cpp"),
         "torch": Implementation("sftrl_fast.ops.rms_norm:rms_norm_torch"),
