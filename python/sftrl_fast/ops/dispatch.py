@@ -98,6 +98,14 @@ OPS: dict[str, dict[str, Implementation]] = {
     "sample": {"torch": Implementation("sftrl_fast.ops.sample:sample_torch")},
     "cached_attention": {"torch": Implementation("sftrl_fast.ops.attention:cached_attention_torch")},
     "packed_attention": {"torch": Implementation("sftrl_fast.ops.attention:packed_attention_torch")},
+    "swiglu": {
+        "cpp": _cpp("swiglu:swiglu_cpp"),
+        "torch": Implementation("sftrl_fast.ops.swiglu:swiglu_torch"),
+    },
+    "rope_cache": {
+        "cpp": _cpp("rope_cache:rope_cache_cpp"),
+        "torch": Implementation("sftrl_fast.ops.rope_cache:rope_cache_torch"),
+    },
     "rms_norm": {
         "cpp": _cpp("rms_norm:rms_norm_cpp"),
         "torch": Implementation("sftrl_fast.ops.rms_norm:rms_norm_torch"),
