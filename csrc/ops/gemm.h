@@ -28,9 +28,9 @@ inline constexpr int kWidth = kVectorBytes / 4, kVectors = kPanel / kWidth;
 typedef float vec __attribute__((vector_size(kVectorBytes)));
 typedef std::uint32_t uvec __attribute__((vector_size(kVectorBytes)));
 
-// A step over k reads three cache lines of the panel and asks for one at `ahead`, which moves on: within three
-// tiles of rows the next panel is near. Where a panel serves one tile, processors see the stream by themselves
-// and asking ahead only slowed them; `ahead` then is the panel.
+// A step over k reads three cache lines of the panel and asks for one at `ahead`, which moves on: within
+// three tiles of rows the next panel is near. Where a panel serves one tile, processors see the stream by
+// themselves and asking ahead only slowed them; `ahead` then is the panel.
 inline constexpr int kLine = 64;
 
 template <class T>
@@ -165,6 +165,26 @@ void pack_rows(const T* from, std::int64_t ld, std::int64_t columns, std::int64_
         for (std::int64_t j = 0; j < kPanel; ++j) {
             panel[(groups * kPanel + j) * group] = j < columns ? from[j * ld + k - 1] : T{};
             panel[(groups * kPanel + j) * group + 1] = T{};
+        }
+    }
+}
+
+// Panel of columns that lie side by side: column j is from[i * ld + j]. `columns` of the 48 exist.
+SFTRL_INLINE void pack_columns(const float* from, std::int64_t ld, std::int64_t columns, std::int64_t k,
+                               float* panel) {
+    for (std::int64_t i = 0; i < k; ++i, from += ld, panel += kPanel) {
+        for (std::int64_t j = 0; j < kPanel; ++j) panel[j] = j < columns ? from[j] : 0.0f;
+    }
+}
+SFTRL_INLINE void pack_columns(const bf16* from, std::int64_t ld, std::int64_t columns, std::int64_t k,
+                               bf16* panel) {
+    for (std::int64_t i = 0; i < k; i += 2, from += 2 * ld, panel += 2 * kPanel) {
+        const bool paired = i + 1 < k;
+        for (std::int64_t j = 0; j < kPanel; ++j) {
+            const std::uint32_t low = j < columns ? from[j] : 0u;
+            const std::uint32_t high = j < columns && paired ? from[ld + j] : 0u;
+            const std::uint32_t both = low | high << 16;
+            std::memcpy(panel + 2 * j, &both, sizeof both);
         }
     }
 }
