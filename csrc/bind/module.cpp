@@ -11,4 +11,6 @@ PYBIND11_MODULE(_C, m) {
     sftrl::bind::rms_norm(m);
     sftrl::bind::rope_cache(m);
     sftrl::bind::swiglu(m);
+    sftrl::bind::linear(m);
+    sftrl::bind::logprob(m);
 }

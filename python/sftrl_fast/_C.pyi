@@ -63,4 +63,58 @@ def rope_cache(
     dim: int,
     page: int,
     dtype: int,
+def packed_size(n: int, k: int, dtype: int) -> int: ...
+def pack_linear(weight: int, packed: int, n: int, k: int, dtype: int) -> None: ...
+def linear(
+    x: int,
+    packed: int,
+    bias: int,
+    out: int,
+    rows: int,
+    n: int,
+    k: int,
+    dtype: int,
+    out_dtype: int,
+) -> None: ...
+def logprob_scratch(
+    rows: int,
+    width: int,
+    vocab: int,
+    slots: int,
+    dtype: int,
+    grad_hidden: bool,
+    grad_weight: bool,
+) -> int: ...
+def logprob_forward(
+    hidden: int,
+    weight: int,
+    targets: int,
+    scratch: int,
+    rows: int,
+    width: int,
+    vocab: int,
+    scale: float,
+    slots: int,
+    dtype: int,
+    logp: int,
+    entropy: int,
+    lse: int,
+) -> None: ...
+def logprob_backward(
+    hidden: int,
+    weight: int,
+    targets: int,
+    scratch: int,
+    rows: int,
+    width: int,
+    vocab: int,
+    scale: float,
+    slots: int,
+    dtype: int,
+    lse: int,
+    entropy: int,
+    grad_logp: int,
+    grad_entropy: int,
+    grad_hidden: int,
+    grad_weight: int,
 ) -> None: ...
