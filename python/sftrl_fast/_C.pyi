@@ -41,3 +41,16 @@ def rms_norm(
     eps: float,
     dtype: int,
 ) -> None: ...
+def cached_attention(
+    tensors: tuple[int, int, int, int],
+    tables: tuple[int, int, int, int, int, int],
+    sequences: int,
+    prefix_stride: int,
+    own_stride: int,
+    query_heads: int,
+    kv_heads: int,
+    page_size: int,
+    width: int,
+    scale: float,
+    dtype: int,
+) -> None: ...
