@@ -13,4 +13,5 @@ PYBIND11_MODULE(_C, m) {
     sftrl::bind::swiglu(m);
     sftrl::bind::linear(m);
     sftrl::bind::logprob(m);
+    sftrl::bind::cached_attention(m);
 }
