@@ -102,6 +102,9 @@ OPS: dict[str, dict[str, Implementation]] = {
         "cpp": _cpp("rms_norm:rms_norm_cpp"),
         "torch": Implementation("sftrl_fast.ops.rms_norm:rms_norm_torch"),
     },
+    "linear": {
+        "torch": Implementation("sftrl_fast.ops.linear:TorchLinear"),
+    },
 }
 
 
