@@ -41,3 +41,16 @@ def rms_norm(
     eps: float,
     dtype: int,
 ) -> None: ...
+def packed_size(n: int, k: int, dtype: int) -> int: ...
+def pack_linear(weight: int, packed: int, n: int, k: int, dtype: int) -> None: ...
+def linear(
+    x: int,
+    packed: int,
+    bias: int,
+    out: int,
+    rows: int,
+    n: int,
+    k: int,
+    dtype: int,
+    out_dtype: int,
+) -> None: ...

@@ -103,6 +103,7 @@ OPS: dict[str, dict[str, Implementation]] = {
         "torch": Implementation("sftrl_fast.ops.rms_norm:rms_norm_torch"),
     },
     "linear": {
+        "cpp": _cpp("linear:CppLinear"),
         "torch": Implementation("sftrl_fast.ops.linear:TorchLinear"),
     },
 }
