@@ -20,5 +20,6 @@ void points(pybind11::module_& m);
 void machine(pybind11::module_& m);
 void rms_norm(pybind11::module_& m);
 void linear(pybind11::module_& m);
+void fingerprint(pybind11::module_& m);
 
 }  // namespace sftrl::bind

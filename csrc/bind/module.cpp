@@ -10,4 +10,5 @@ PYBIND11_MODULE(_C, m) {
     sftrl::bind::machine(m);
     sftrl::bind::rms_norm(m);
     sftrl::bind::linear(m);
+    sftrl::bind::fingerprint(m);
 }

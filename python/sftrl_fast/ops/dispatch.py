@@ -98,6 +98,10 @@ OPS: dict[str, dict[str, Implementation]] = {
     "sample": {"torch": Implementation("sftrl_fast.ops.sample:sample_torch")},
     "cached_attention": {"torch": Implementation("sftrl_fast.ops.attention:cached_attention_torch")},
     "packed_attention": {"torch": Implementation("sftrl_fast.ops.attention:packed_attention_torch")},
+    "fingerprint": {
+        "cpp": Implementation("sftrl_fast.ops.cpp.fingerprint:fingerprint_cpp", _no_extension, "cpu"),
+        "torch": Implementation("sftrl_fast.ops.fingerprint:fingerprint_torch"),
+    },
     "rms_norm": {
         "cpp": _cpp("rms_norm:rms_norm_cpp"),
         "torch": Implementation("sftrl_fast.ops.rms_norm:rms_norm_torch"),
