@@ -49,6 +49,7 @@ class Decoder:
         self.layers = len(self._body.layers)
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim, self._scale = int(first.head_dim), float(first.scaling)
+        self.hidden_size = int(config.hidden_size)
         self.vocabulary = int(self._body.embed_tokens.weight.shape[0])
         self.max_context = int(config.max_position_embeddings)
         self.dtype, self.device = self._body.embed_tokens.weight.dtype, self._body.embed_tokens.weight.device

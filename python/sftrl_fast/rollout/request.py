@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sftrl_fast.core import UserError
+from sftrl_fast.ops.sample import check_sampling, uniforms
+
+Decode = Callable[[Sequence[int]], str]
+"""Text of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +133,47 @@ class Engine(Protocol):
 def each(params: SamplingParams | Sequence[SamplingParams], count: int) -> list[SamplingParams]:
     """``params`` for each of ``count`` requests."""
     return [params] * count if isinstance(params, SamplingParams) else list(params)
+
+
+def check_params(params: SamplingParams, decode: Decode | None) -> None:
+    """Raise :class:`UserError` for settings out of their range, or stop strings where nothing can ``decode``."""
+    check_sampling(params.temperature, params.top_k, params.top_p)
+    if params.max_new_tokens < 1:
+        raise UserError(f"max_new_tokens is {params.max_new_tokens}; needed: at least 1")
+    if "" in params.stop_strings:
+        raise UserError("stop_strings holds an empty string; needed: texts of at least one character")
+    if params.stop_strings and decode is None:
+        raise UserError(f"stop_strings is {params.stop_strings}; needed: an engine that was given decode")
+
+
+def check_keys(requests: Sequence[Request]) -> None:
+    """Raise :class:`UserError` for a key with a field that the random numbers have no room for."""
+    if requests:
+        key_uniforms(requests, 0)
+
+
+def key_uniforms(
+    requests: Sequence[Request], position: npt.NDArray[np.integer] | int
+) -> npt.NDArray[np.float32]:
+    """The random numbers of each request at ``position``, which may broadcast against ``[len(requests)]``."""
+    keys = [request.key for request in requests]
+    fields = (
+        np.array([getattr(key, name) for key in keys])
+        for name in ("seed", "step", "prompt", "sample", "turn")
+    )
+    return uniforms(*fields, position)
+
+
+def ends_with(answer: Sequence[int], params: SamplingParams, decode: Decode | None) -> bool:
+    """Whether the last token of ``answer`` is one of the request's own stop tokens or completes a stop string."""
+    if answer[-1] in params.stop_ids:
+        return True
+    if not params.stop_strings or decode is None:
+        return False
+    # A token holds a byte at least, so that this many reach back to where the longest string may begin.
+    reach = max(len(text.encode()) for text in params.stop_strings) + 4
+    tail = decode(answer[-reach:])
+    return any(text in tail for text in params.stop_strings)
 
 
 @dataclass(slots=True)
