@@ -21,5 +21,6 @@ void machine(pybind11::module_& m);
 void rms_norm(pybind11::module_& m);
 void linear(pybind11::module_& m);
 void fingerprint(pybind11::module_& m);
+void logprob(pybind11::module_& m);
 
 }  // namespace sftrl::bind

@@ -11,4 +11,5 @@ PYBIND11_MODULE(_C, m) {
     sftrl::bind::rms_norm(m);
     sftrl::bind::linear(m);
     sftrl::bind::fingerprint(m);
+    sftrl::bind::logprob(m);
 }

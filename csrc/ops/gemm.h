@@ -28,8 +28,10 @@ inline constexpr int kWidth = kVectorBytes / 4, kVectors = kPanel / kWidth;
 typedef float vec __attribute__((vector_size(kVectorBytes)));
 typedef std::uint32_t uvec __attribute__((vector_size(kVectorBytes)));
 
-// Bytes ahead of the panel's reading that are asked for: a weight that comes from memory is read once.
-inline constexpr int kPrefetch = 4096;
+// A step over k reads three cache lines of the panel and asks for one at `ahead`, which moves on: within
+// three tiles of rows the next panel is near. Where a panel serves one tile, processors see the stream by
+// themselves and asking ahead only slowed them; `ahead` then is the panel.
+inline constexpr int kLine = 64;
 
 template <class T>
 inline constexpr int kGroup = sizeof(T) == 2 ? 2 : 1;  // elements along k that lie together
@@ -49,9 +51,9 @@ SFTRL_INLINE V load_as(const void* from) {
 
 template <int R>
 SFTRL_INLINE void add_products(const float* a, std::int64_t lda, const float* b, std::int64_t k,
-                               vec (&acc)[R][kVectors]) {
-    for (std::int64_t i = 0; i < k; ++i, b += kPanel) {
-        for (int line = 0; line < 3; ++line) __builtin_prefetch(b + 16 * line + kPrefetch / 4);
+                               const char* ahead, vec (&acc)[R][kVectors]) {
+    for (std::int64_t i = 0; i < k; ++i, b += kPanel, ahead += kLine) {
+        __builtin_prefetch(ahead);
         vec column[kVectors];
 #pragma GCC unroll 12
         for (int v = 0; v < kVectors; ++v) column[v] = load_as<vec>(b + v * kWidth);
@@ -100,11 +102,11 @@ SFTRL_INLINE void add_pair(const std::uint32_t (&pair)[R], const bf16* b, vec (&
 
 template <int R>
 SFTRL_INLINE void add_products(const bf16* a, std::int64_t lda, const bf16* b, std::int64_t k,
-                               vec (&acc)[R][kVectors]) {
+                               const char* ahead, vec (&acc)[R][kVectors]) {
     std::uint32_t pair[R];
     std::int64_t i = 0;
-    for (; i + 1 < k; i += 2, b += 2 * kPanel) {
-        for (int line = 0; line < 3; ++line) __builtin_prefetch(b + 32 * line + kPrefetch / 2);
+    for (; i + 1 < k; i += 2, b += 2 * kPanel, ahead += kLine) {
+        __builtin_prefetch(ahead);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) pair[r] = load_as<std::uint32_t>(a + r * lda + i);
         add_pair<R>(pair, b, acc);
@@ -118,14 +120,14 @@ SFTRL_INLINE void add_products(const bf16* a, std::int64_t lda, const bf16* b, s
 // c[r][0..48) = (add ? c : 0) + a[r][0..k) * panel for R rows of strides lda and ldc.
 template <class T, int R>
 __attribute__((noinline)) void tile(const T* a, std::int64_t lda, const T* panel, std::int64_t k, float* c,
-                                    std::int64_t ldc, bool add) {
+                                    std::int64_t ldc, bool add, const char* ahead) {
     vec acc[R][kVectors];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 12
         for (int v = 0; v < kVectors; ++v) acc[r][v] = add ? load_as<vec>(c + r * ldc + v * kWidth) : vec{};
     }
-    add_products<R>(a, lda, panel, k, acc);
+    add_products<R>(a, lda, panel, k, ahead, acc);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 12
@@ -136,10 +138,10 @@ __attribute__((noinline)) void tile(const T* a, std::int64_t lda, const T* panel
 // `tile` for any number of rows.
 template <class T, int R = kTileRows>
 void tiles(const T* a, std::int64_t lda, const T* panel, std::int64_t k, float* c, std::int64_t ldc, bool add,
-           std::int64_t rows) {
-    for (; rows >= R; rows -= R, a += R * lda, c += R * ldc) tile<T, R>(a, lda, panel, k, c, ldc, add);
+           std::int64_t rows, const char* ahead) {
+    for (; rows >= R; rows -= R, a += R * lda, c += R * ldc) tile<T, R>(a, lda, panel, k, c, ldc, add, ahead);
     if constexpr (R > 1) {
-        if (rows > 0) tiles<T, R - 1>(a, lda, panel, k, c, ldc, add, rows);
+        if (rows > 0) tiles<T, R - 1>(a, lda, panel, k, c, ldc, add, rows, ahead);
     }
 }
 
@@ -163,6 +165,26 @@ void pack_rows(const T* from, std::int64_t ld, std::int64_t columns, std::int64_
         for (std::int64_t j = 0; j < kPanel; ++j) {
             panel[(groups * kPanel + j) * group] = j < columns ? from[j * ld + k - 1] : T{};
             panel[(groups * kPanel + j) * group + 1] = T{};
+        }
+    }
+}
+
+// Panel of columns that lie side by side: column j is from[i * ld + j]. `columns` of the 48 exist.
+SFTRL_INLINE void pack_columns(const float* from, std::int64_t ld, std::int64_t columns, std::int64_t k,
+                               float* panel) {
+    for (std::int64_t i = 0; i < k; ++i, from += ld, panel += kPanel) {
+        for (std::int64_t j = 0; j < kPanel; ++j) panel[j] = j < columns ? from[j] : 0.0f;
+    }
+}
+SFTRL_INLINE void pack_columns(const bf16* from, std::int64_t ld, std::int64_t columns, std::int64_t k,
+                               bf16* panel) {
+    for (std::int64_t i = 0; i < k; i += 2, from += 2 * ld, panel += 2 * kPanel) {
+        const bool paired = i + 1 < k;
+        for (std::int64_t j = 0; j < kPanel; ++j) {
+            const std::uint32_t low = j < columns ? from[j] : 0u;
+            const std::uint32_t high = j < columns && paired ? from[ld + j] : 0u;
+            const std::uint32_t both = low | high << 16;
+            std::memcpy(panel + 2 * j, &both, sizeof both);
         }
     }
 }

@@ -6,7 +6,7 @@
 namespace sftrl::SFTRL_LEVEL {
 namespace {
 
-constexpr std::int64_t kRowBlock = 64;      // rows of a unit of work where there are too few panels
+constexpr std::int64_t kRowBlock = 64;       // rows of a unit of work where there are too few panels
 constexpr std::int64_t kUnitsPerThread = 8;  // so that no thread waits long for the last one
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -44,9 +44,11 @@ void panel_rows(const LinearArgs& a, std::int64_t panel, std::int64_t begin, std
     const int columns = static_cast<int>(std::min<std::int64_t>(kPanel, a.n - column));
     const T* const packed = static_cast<const T*>(a.packed) + panel * panel_size<T>(a.k);
     const T* const bias = a.bias ? static_cast<const T*>(a.bias) + column : nullptr;
-    for (std::int64_t r = begin; r < end; r += kTileRows) {
+    const std::int64_t bytes = panel_size<T>(a.k) * static_cast<std::int64_t>(sizeof(T));
+    const char* ahead = reinterpret_cast<const char*>(packed) + (end - begin > kTileRows ? bytes : 0);
+    for (std::int64_t r = begin; r < end; r += kTileRows, ahead += bytes / 3) {
         const std::int64_t rows = std::min<std::int64_t>(kTileRows, end - r);
-        tiles(static_cast<const T*>(a.x) + r * a.k, a.k, packed, a.k, sums, kPanel, false, rows);
+        tiles(static_cast<const T*>(a.x) + r * a.k, a.k, packed, a.k, sums, kPanel, false, rows, ahead);
         for (std::int64_t i = 0; i < rows; ++i) {
             finish_row(sums + i * kPanel, bias, static_cast<Out*>(a.out) + (r + i) * a.n + column, columns);
         }
@@ -56,7 +58,8 @@ void panel_rows(const LinearArgs& a, std::int64_t panel, std::int64_t begin, std
 template <class T, class Out>
 void run(const LinearArgs& a) {
     const std::int64_t panels = ceil_div(a.n, kPanel), wanted = kUnitsPerThread * max_threads();
-    const std::int64_t blocks = std::clamp<std::int64_t>(ceil_div(wanted, panels), 1, ceil_div(a.rows, kRowBlock));
+    const std::int64_t blocks =
+        std::clamp<std::int64_t>(ceil_div(wanted, panels), 1, ceil_div(a.rows, kRowBlock));
     const std::int64_t height = ceil_div(ceil_div(a.rows, blocks), kTileRows) * kTileRows;
     // Panels outside: the row blocks of one follow each other while it is in a cache.
     parallel_for(panels * blocks, panels * blocks / wanted, [&](std::int64_t begin, std::int64_t end) {

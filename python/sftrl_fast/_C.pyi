@@ -55,3 +55,45 @@ def linear(
     out_dtype: int,
 ) -> None: ...
 def fingerprint(words: int, count: int, width: int) -> int: ...
+def logprob_scratch(
+    rows: int,
+    width: int,
+    vocab: int,
+    slots: int,
+    dtype: int,
+    grad_hidden: bool,
+    grad_weight: bool,
+) -> int: ...
+def logprob_forward(
+    hidden: int,
+    weight: int,
+    targets: int,
+    scratch: int,
+    rows: int,
+    width: int,
+    vocab: int,
+    scale: float,
+    slots: int,
+    dtype: int,
+    logp: int,
+    entropy: int,
+    lse: int,
+) -> None: ...
+def logprob_backward(
+    hidden: int,
+    weight: int,
+    targets: int,
+    scratch: int,
+    rows: int,
+    width: int,
+    vocab: int,
+    scale: float,
+    slots: int,
+    dtype: int,
+    lse: int,
+    entropy: int,
+    grad_logp: int,
+    grad_entropy: int,
+    grad_hidden: int,
+    grad_weight: int,
+) -> None: ...

@@ -92,7 +92,10 @@ def _triton(target: str) -> Implementation:
 
 # Each op has its torch reference; what is not listed does not exist.
 OPS: dict[str, dict[str, Implementation]] = {
-    "logprob": {"torch": Implementation("sftrl_fast.ops.logprob:logprob_torch")},
+    "logprob": {
+        "cpp": _cpp("logprob:logprob_cpp"),
+        "torch": Implementation("sftrl_fast.ops.logprob:logprob_torch"),
+    },
     "group_advantage": {"torch": Implementation("sftrl_fast.ops.advantage:group_advantage_torch")},
     "gae": {"torch": Implementation("sftrl_fast.ops.advantage:gae_torch")},
     "sample": {"torch": Implementation("sftrl_fast.ops.sample:sample_torch")},
