@@ -12,6 +12,7 @@ PYBIND11_MODULE(_C, m) {
     sftrl::bind::rope_cache(m);
     sftrl::bind::swiglu(m);
     sftrl::bind::linear(m);
+    sftrl::bind::fingerprint(m);
     sftrl::bind::logprob(m);
     sftrl::bind::cached_attention(m);
 }

@@ -41,7 +41,6 @@ def rms_norm(
     eps: float,
     dtype: int,
 ) -> None: ...
-
 def swiglu(gate_up: int, out: int, rows: int, width: int, dtype: int) -> None: ...
 def rope_cache(
     q: int,
@@ -63,6 +62,7 @@ def rope_cache(
     dim: int,
     page: int,
     dtype: int,
+) -> None: ...
 def packed_size(n: int, k: int, dtype: int) -> int: ...
 def pack_linear(weight: int, packed: int, n: int, k: int, dtype: int) -> None: ...
 def linear(
@@ -76,6 +76,7 @@ def linear(
     dtype: int,
     out_dtype: int,
 ) -> None: ...
+def fingerprint(words: int, count: int, width: int) -> int: ...
 def logprob_scratch(
     rows: int,
     width: int,
@@ -117,6 +118,7 @@ def logprob_backward(
     grad_entropy: int,
     grad_hidden: int,
     grad_weight: int,
+) -> None: ...
 def cached_attention(
     tensors: tuple[int, int, int, int],
     tables: tuple[int, int, int, int, int, int],

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sftrl_fast.core import Group, UserError
 from sftrl_fast.rollout.episodes import run_episodes
 from sftrl_fast.rollout.hf_backend import HFBackend
-from sftrl_fast.rollout.request import Completion, Engine, EngineCounters, Request, SamplingParams
+from sftrl_fast.rollout.request import BatchEngine, Completion, Engine, Request, SamplingParams
 
 SINGLE, VECTOR = "toy/Letters-v0", "toy/LettersVector-v0"
 RIGHT, WRONG = 0, 1
@@ -124,15 +124,15 @@ def encode(text: str) -> list[int]:
     return [10 + ALPHABET.index(letter) for letter in text]
 
 
-class Scripted(Engine):
+class Scripted(BatchEngine):
     """Answers ``script[item][sample][turn]``; an answer ending in "-" was cut by the length limit."""
 
     def __init__(self, script: dict[int, list[list[str]]]) -> None:
-        self.counters = EngineCounters()
+        super().__init__()
         self.script = script
         self.calls: list[list[Request]] = []
 
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], params: Any) -> list[Completion]:
         assert params is PARAMS
         self.calls.append(list(requests))
         out = []
