@@ -81,6 +81,8 @@ class Decoder:
         # Chosen once: a step calls each of these some hundred times, with arguments that cannot be wrong.
         self._rms_norm = resolve("rms_norm", tensor=weight)
         self._attention = resolve("cached_attention", tensor=weight)
+        self._rope_cache = resolve("rope_cache", tensor=weight)
+        self._swiglu = resolve("swiglu", tensor=weight)
         self._layers = [self._layer(layer) for layer in self._body.layers]
         self._head = Projection([self._model.lm_head])
         self._embedding, self._final_norm = weight.detach(), self._body.norm.weight.detach()
@@ -118,38 +120,24 @@ class Decoder:
         places in ``tokens``. Arguments are trusted.
         """
         cos, sin = self._rotary(int(positions.max()) + 1)
-        cos, sin = cos[positions], sin[positions]
         x, residual = F.embedding(tokens, self._embedding), None
         for layer, k_cache, v_cache in zip(self._layers, keys, values, strict=True):
             x, residual = self._rms_norm(x, layer.norm, self._eps, residual)
-            q = self._project(layer, x, cos, sin, slots, k_cache, v_cache)
+            q = self._rope_cache(*self._project(layer, x), cos, sin, positions, slots, k_cache, v_cache)
             mixed = self._attention(q, k_cache, v_cache, rows, self._scale).reshape(len(x), -1)
             if layer is self._layers[-1]:
                 mixed, residual = mixed[wanted], residual[wanted]
             x, residual = self._rms_norm(layer.out(mixed), layer.mlp_norm, self._eps, residual)
-            gate, up = layer.gate_up(x).chunk(2, dim=1)
-            x = layer.down(F.silu(gate) * up)
+            x = layer.down(self._swiglu(layer.gate_up(x)))
         return self._rms_norm(x, self._final_norm, self._eps, residual)[0]
 
-    def _project(
-        self,
-        layer: _Layer,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        slots: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-    ) -> Tensor:
-        """Queries, rotated, ``[T, Hq, Dh]``; keys, rotated, and values go into the cache."""
+    def _project(self, layer: _Layer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[T, Hq, Dh]``, keys and values ``[T, Hkv, Dh]``, not yet rotated."""
         sizes = [self.heads, self.kv_heads, self.kv_heads]
         q, k, v = layer.qkv(x).view(len(x), -1, self.head_dim).split(sizes, dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = self._head_norm(q, layer.q_norm), self._head_norm(k, layer.k_norm)
-        page, offset = slots // k_cache.shape[2], slots % k_cache.shape[2]
-        k_cache[page, :, offset] = _rotate(k, cos, sin)
-        v_cache[page, :, offset] = v
-        return _rotate(q, cos, sin)
+        return q, k, v
 
     def _head_norm(self, x: Tensor, weight: Tensor) -> Tensor:
         normed: Tensor = self._rms_norm(x.reshape(-1, self.head_dim), weight, self._eps, None)[0]
@@ -166,10 +154,6 @@ class Decoder:
             size = min(max(256, 1 << (length - 1).bit_length()), self.max_context)
             at = torch.arange(size, device=self.device).unsqueeze(0)
             cos, sin = self._body.rotary_emb(torch.empty(0, dtype=self.dtype, device=self.device), at)
-            self._cos, self._sin = cos[0], sin[0]
+            # The two halves of a head turn by the same angles.
+            self._cos, self._sin = (table[0, :, : self.head_dim // 2].contiguous() for table in (cos, sin))
         return self._cos, self._sin
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=2)
-    return x * cos.unsqueeze(1) + torch.cat((-second, first), dim=2) * sin.unsqueeze(1)
