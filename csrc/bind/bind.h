@@ -22,5 +22,6 @@ void rms_norm(pybind11::module_& m);
 void linear(pybind11::module_& m);
 void fingerprint(pybind11::module_& m);
 void logprob(pybind11::module_& m);
+void cached_attention(pybind11::module_& m);
 
 }  // namespace sftrl::bind

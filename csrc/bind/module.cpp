@@ -12,4 +12,5 @@ PYBIND11_MODULE(_C, m) {
     sftrl::bind::linear(m);
     sftrl::bind::fingerprint(m);
     sftrl::bind::logprob(m);
+    sftrl::bind::cached_attention(m);
 }

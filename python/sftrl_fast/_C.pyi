@@ -96,4 +96,16 @@ def logprob_backward(
     grad_entropy: int,
     grad_hidden: int,
     grad_weight: int,
+def cached_attention(
+    tensors: tuple[int, int, int, int],
+    tables: tuple[int, int, int, int, int, int],
+    sequences: int,
+    prefix_stride: int,
+    own_stride: int,
+    query_heads: int,
+    kv_heads: int,
+    page_size: int,
+    width: int,
+    scale: float,
+    dtype: int,
 ) -> None: ...

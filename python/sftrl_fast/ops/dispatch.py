@@ -99,7 +99,10 @@ OPS: dict[str, dict[str, Implementation]] = {
     "group_advantage": {"torch": Implementation("sftrl_fast.ops.advantage:group_advantage_torch")},
     "gae": {"torch": Implementation("sftrl_fast.ops.advantage:gae_torch")},
     "sample": {"torch": Implementation("sftrl_fast.ops.sample:sample_torch")},
-    "cached_attention": {"torch": Implementation("sftrl_fast.ops.attention:cached_attention_torch")},
+    "cached_attention": {
+        "cpp": _cpp("cached_attention:cached_attention_cpp"),
+        "torch": Implementation("sftrl_fast.ops.attention:cached_attention_torch"),
+    },
     "packed_attention": {"torch": Implementation("sftrl_fast.ops.attention:packed_attention_torch")},
     "fingerprint": {
         "cpp": Implementation("sftrl_fast.ops.cpp.fingerprint:fingerprint_cpp", _no_extension, "cpu"),
