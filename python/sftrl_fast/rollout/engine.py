@@ -47,6 +47,7 @@ class NativeEngine(Engine):
     log-probabilities are the same bits in any company, under any budget.
     """
 
+    name = "native"
     streams = True
 
     def __init__(

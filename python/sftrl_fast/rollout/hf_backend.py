@@ -38,6 +38,8 @@ class HFBackend(BatchEngine):
     session. Stop strings, for which ``decode`` is needed, cut an answer that was generated to its end.
     """
 
+    name = "hf"
+
     def __init__(
         self,
         model: PreTrainedModel,

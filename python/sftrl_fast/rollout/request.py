@@ -97,6 +97,8 @@ class Engine(Protocol):
     ``submit``, ``step`` and ``cancel`` are the stream; ``generate`` is all three for one batch. One thread at a time.
     """
 
+    name: str
+    """What ``rollout.backend`` calls it."""
     counters: EngineCounters
     max_context: int | None
     """Tokens that a context and its answer may have together; None sets no limit."""
@@ -186,6 +188,7 @@ class _Queued:
 class BatchEngine(Engine):
     """The stream over an engine that only knows whole batches: ``step`` hands all that wait to ``generate``."""
 
+    name = "batch"
     streams = False
     max_context: int | None = None
     weights_version = 0
