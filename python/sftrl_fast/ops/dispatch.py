@@ -92,11 +92,24 @@ def _triton(target: str) -> Implementation:
 
 # Each op has its torch reference; what is not listed does not exist.
 OPS: dict[str, dict[str, Implementation]] = {
-    "logprob": {"torch": Implementation("sftrl_fast.ops.logprob:logprob_torch")},
-    "group_advantage": {"torch": Implementation("sftrl_fast.ops.advantage:group_advantage_torch")},
-    "gae": {"torch": Implementation("sftrl_fast.ops.advantage:gae_torch")},
-    "sample": {"torch": Implementation("sftrl_fast.ops.sample:sample_torch")},
+    "logprob": {
+        "triton": _triton("logprob:logprob_triton"),
+        "torch": Implementation("sftrl_fast.ops.logprob:logprob_torch"),
+    },
+    "group_advantage": {
+        "triton": _triton("advantage:group_advantage_triton"),
+        "torch": Implementation("sftrl_fast.ops.advantage:group_advantage_torch"),
+    },
+    "gae": {
+        "triton": _triton("advantage:gae_triton"),
+        "torch": Implementation("sftrl_fast.ops.advantage:gae_torch"),
+    },
+    "sample": {
+        "triton": _triton("sample:sample_triton"),
+        "torch": Implementation("sftrl_fast.ops.sample:sample_torch"),
+    },
     "rms_norm": {
+        "triton": _triton("rms_norm:rms_norm_triton"),
         "cpp": _cpp("rms_norm:rms_norm_cpp"),
         "torch": Implementation("sftrl_fast.ops.rms_norm:rms_norm_torch"),
     },
