@@ -148,7 +148,11 @@ def _gae_case(dtype: torch.dtype, bootstrap: bool) -> CompileCase:
 
 COMPILE_CASES = [
     *(_group_case(torch.float32, kind) for kind in KINDS),
-    *(_gae_case(dtype, bootstrap) for dtype in (torch.float32, torch.bfloat16) for bootstrap in (False, True)),
+    *(
+        _gae_case(dtype, bootstrap)
+        for dtype in (torch.float32, torch.bfloat16)
+        for bootstrap in (False, True)
+    ),
 ]
 
 

@@ -119,7 +119,9 @@ def _merge(partial, logp, entropy, lse, T, chunks, BLOCK_T: tl.constexpr):
         new_top = tl.maximum(top, its_top)
         step = tl.where(total == 0, 0.0, top - new_top)
         its_step = its_top - new_top
-        weighted = (weighted + step * total) * tl.exp(step) + (its_weighted + its_step * its_total) * tl.exp(its_step)
+        weighted = (weighted + step * total) * tl.exp(step) + (its_weighted + its_step * its_total) * tl.exp(
+            its_step
+        )
         total = total * tl.exp(step) + its_total * tl.exp(its_step)
         top = new_top
     log_total = tl.log(total)
@@ -272,7 +274,9 @@ class _Gradients:
         self._of_weight = torch.empty_like(weight) if want_weight else None
         self._stretch: Tensor | None = None
         if want_weight and not one_row_block and weight.dtype != torch.float32:
-            self._stretch = weight.new_empty((min(COLUMNS, len(weight)), weight.shape[1]), dtype=torch.float32)
+            self._stretch = weight.new_empty(
+                (min(COLUMNS, len(weight)), weight.shape[1]), dtype=torch.float32
+            )
 
     def add(self, d: Tensor, rows: slice, columns: slice) -> None:
         if self._of_hidden is not None:
@@ -307,9 +311,18 @@ REGISTER_BUDGET = 255
 """Of every kernel here: a program of 128 threads may take all a thread can name."""
 
 
-def _tile_case(name: str, kernel: Any, dtype: torch.dtype, pointers: dict[str, str], **constexprs: Any) -> CompileCase:
+def _tile_case(
+    name: str, kernel: Any, dtype: torch.dtype, pointers: dict[str, str], **constexprs: Any
+) -> CompileCase:
     tile = TILE[dtype]
-    sizes = {"T": "i32", "V": "i32:16", "D": "i32:16", "stride_h": "i32:16", "stride_w": "i32:16", "scale": "fp32"}
+    sizes = {
+        "T": "i32",
+        "V": "i32:16",
+        "D": "i32:16",
+        "stride_h": "i32:16",
+        "stride_w": "i32:16",
+        "scale": "fp32",
+    }
     blocks = {key: value for key, value in tile.items() if key.startswith("BLOCK")}
     return CompileCase(
         name, TYPE_NAMES[dtype], kernel, pointers | sizes,
@@ -324,11 +337,15 @@ def _cases(dtype: torch.dtype) -> list[CompileCase]:
     back = read | dict.fromkeys(("lse", "entropy", "grad_logp", "grad_entropy"), "*fp32") | {"out": data}
     window = {"first_row": "i32:16", "first_column": "i32:16", "width": "i32:16"}
     product = PRODUCT[dtype]
-    blocks = {key: value for key, value in product.items() if key.startswith("BLOCK")} | {"PRECISION": PRECISION}
+    blocks = {key: value for key, value in product.items() if key.startswith("BLOCK")} | {
+        "PRECISION": PRECISION
+    }
     operands = {"a": data, "b": data, "N": "i32:16"}
     strides = {"stride_a": "i32:16", "stride_b": "i32:16", "stride_out": "i32:16"}
     cases = [
-        _tile_case("logprob.forward", _forward, dtype, read | {"partial": "*fp32", "chunks": "i32"}, CHUNK=CHUNK),
+        _tile_case(
+            "logprob.forward", _forward, dtype, read | {"partial": "*fp32", "chunks": "i32"}, CHUNK=CHUNK
+        ),
         _tile_case("logprob.grad_logits", _grad_logits, dtype, back | window, WITH_ENTROPY=False),
         _tile_case("logprob.grad_logits+entropy", _grad_logits, dtype, back | window, WITH_ENTROPY=True),
     ]
@@ -340,9 +357,14 @@ def _cases(dtype: torch.dtype) -> list[CompileCase]:
         sizes = {"M": "i32:16", "K": "i32"} if transposed else {"M": "i32", "K": "i32:16"}
         cases.append(
             CompileCase(
-                name, TYPE_NAMES[dtype], _product, operands | sizes | {"out": out} | strides,
+                name,
+                TYPE_NAMES[dtype],
+                _product,
+                operands | sizes | {"out": out} | strides,
                 blocks | {"TRANSPOSED": transposed, "ADD": add},
-                product["num_warps"], product["num_stages"], REGISTER_BUDGET,
+                product["num_warps"],
+                product["num_stages"],
+                REGISTER_BUDGET,
             )  # fmt: skip
         )
     return cases

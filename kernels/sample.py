@@ -162,12 +162,16 @@ def _draw(
         floor = tl.zeros((ROWS,), tl.uint32)
         limited = (k > 0) & (k < V) & (heat > 0)
         if _any(limited):
-            found = _threshold(row_logits, tops, V, chunks, top, inverse, floor, k, False, ROWS, CHUNK, KEY_BITS)
+            found = _threshold(
+                row_logits, tops, V, chunks, top, inverse, floor, k, False, ROWS, CHUNK, KEY_BITS
+            )
             floor = tl.where(limited, found, floor)
         sums = tl.load(tops[:, None] + 2 * B * chunks + each, mask=each < chunks, other=0.0)
         sums *= tl.exp(fall * inverse[:, None])
         if _any((share < 1) & (heat > 0)):
-            held = tl.sum(_sums(row_logits, tops, V, chunks, top, inverse, floor, ROWS, CHUNK, MOST_CHUNKS), 1)
+            held = tl.sum(
+                _sums(row_logits, tops, V, chunks, top, inverse, floor, ROWS, CHUNK, MOST_CHUNKS), 1
+            )
             found = _threshold(
                 row_logits, tops, V, chunks, top, inverse, floor, share * held, True, ROWS, CHUNK, KEY_BITS
             )
@@ -251,7 +255,14 @@ def _case(kernel: Any, dtype: torch.dtype, vocab: int) -> CompileCase:
         constexprs |= {"MOST_CHUNKS": chunks, "KEY_BITS": KEY_BITS[dtype]}
     warps = DRAW_WARPS if name == "draw" else STATS_WARPS
     return CompileCase(
-        f"sample.{name}/V={vocab}", TYPE_NAMES[dtype], kernel, signature, constexprs, warps, 3, REGISTER_BUDGET[name]
+        f"sample.{name}/V={vocab}",
+        TYPE_NAMES[dtype],
+        kernel,
+        signature,
+        constexprs,
+        warps,
+        3,
+        REGISTER_BUDGET[name],
     )
 
 
