@@ -213,12 +213,10 @@ void test_logprob(const Vocabulary& v) {
     const double hidden_limit = tolerance * largest(exact.grad_hidden),
                  weight_limit = tolerance * largest(exact.grad_weight);
     for (std::size_t i = 0; i < exact.grad_hidden.size(); ++i) {
-        CHECK(std::abs(grad_hidden.get(i) - exact.grad_hidden[i]) <= hidden_limit,
-              name);
+        CHECK(std::abs(grad_hidden.get(i) - exact.grad_hidden[i]) <= hidden_limit, name);
     }
     for (std::size_t i = 0; i < exact.grad_weight.size(); ++i) {
-        CHECK(std::abs(grad_weight.get(i) - exact.grad_weight[i]) <= weight_limit,
-              name);
+        CHECK(std::abs(grad_weight.get(i) - exact.grad_weight[i]) <= weight_limit, name);
     }
 }
 
