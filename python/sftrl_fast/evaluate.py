@@ -25,6 +25,8 @@ class Evaluation:
     """What became of each item of a set. ``successes[i]`` belongs to ``items[i]``."""
 
     items: list[int]
+    questions: list[int]
+    """The question each of ``items`` asks; see :meth:`sftrl_fast.core.TaskEnv.questions`."""
     successes: list[bool]
     attempts: float
     """Mean answers given an item."""
@@ -61,7 +63,7 @@ def task_env(env_id: str, env_kwargs: Mapping[str, Any]) -> TaskEnv:
         raise UserError(f"task={env_id!r} cannot be made: {fault}") from None
     if not isinstance(env, TaskEnv):
         raise UserError(
-            f"task={env_id!r} lacks num_items, strata() or demonstration(); see sftrl_fast.core.TaskEnv"
+            f"task={env_id!r} lacks num_items, strata(), questions() or demonstration(); see sftrl_fast.core.TaskEnv"
         )
     return env
 
@@ -81,7 +83,8 @@ def evaluate_set(engine: Engine, chat: Chat, env_id: str, config: Config, *, max
         episodes = [group.episodes[0] for group in groups]
         successes += [episode.success for episode in episodes]
         attempts += sum(len(episode.turns) for episode in episodes)
-    return Evaluation(items, successes, attempts / max(1, len(items)))
+    questions = np.asarray(env.questions())[items].tolist()
+    return Evaluation(items, questions, successes, attempts / max(1, len(items)))
 
 
 def subset(strata: Sequence[int] | np.ndarray, limit: int, key: str) -> list[int]:

@@ -19,7 +19,7 @@ import pytest
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from sftrl_fast import kernels  # noqa: E402  (a part of the package that needs triton)
+from sftrl_fast import kernels
 
 SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "ops" / "kernel_table.py"
 MODULES = [

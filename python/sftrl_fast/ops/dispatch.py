@@ -108,6 +108,18 @@ OPS: dict[str, dict[str, Implementation]] = {
         "triton": _triton("sample:sample_triton"),
         "torch": Implementation("sftrl_fast.ops.sample:sample_torch"),
     },
+    "cached_attention": {"torch": Implementation("sftrl_fast.ops.attention:cached_attention_torch")},
+    "packed_attention": {"torch": Implementation("sftrl_fast.ops.attention:packed_attention_torch")},
+    "swiglu": {
+        "triton": _triton("swiglu:swiglu_triton"),
+        "cpp": _cpp("swiglu:swiglu_cpp"),
+        "torch": Implementation("sftrl_fast.ops.swiglu:swiglu_torch"),
+    },
+    "rope_cache": {
+        "triton": _triton("rope_cache:rope_cache_triton"),
+        "cpp": _cpp("rope_cache:rope_cache_cpp"),
+        "torch": Implementation("sftrl_fast.ops.rope_cache:rope_cache_torch"),
+    },
     "rms_norm": {
         "triton": _triton("rms_norm:rms_norm_triton"),
         "cpp": _cpp("rms_norm:rms_norm_cpp"),

@@ -230,6 +230,7 @@ class Run:
         self.state.evaluations.setdefault(stage.name, {})[stage.set] = "".join(
             "1" if success else "0" for success in evaluation.successes
         )
+        self.state.questions[stage.set] = evaluation.questions
         rate = sum(evaluation.successes) / len(evaluation.successes)
         self.log.write(
             {**_where(stage), "set": stage.set, "n": len(evaluation.successes), "rate": rate,
