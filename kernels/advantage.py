@@ -16,22 +16,21 @@ import triton.language as tl
 from torch import Tensor
 
 from sftrl_fast.kernels.compile_case import FUSION, TYPE_NAMES, CompileCase, Work, padded
-from sftrl_fast.ops.advantage import KINDS, TIE
 
 OWN, OTHERS = 16, 128
 """Rewards of a program, and those it compares them with at a time."""
 STEPS = 128
 """Steps of an episode scanned at a time."""
 GROUP_WARPS, GAE_WARPS = 4, 1
-MEAN_STD, LEAVE_ONE_OUT = tl.constexpr(KINDS.index("mean_std")), tl.constexpr(KINDS.index("leave_one_out"))
-TIED = tl.constexpr(TIE)
+TIE = tl.constexpr(1e-6)
+"""``TIE`` of ops/advantage.py, which kernels may not import; a test holds the two together."""
 
 
 @triton.jit
 def _group_advantage(
     rewards, groups, out, N, KIND: tl.constexpr, OWN: tl.constexpr, OTHERS: tl.constexpr
 ):  # fmt: skip
-    """Advantages of OWN rewards; KIND is an index into KINDS."""
+    """Advantages of OWN rewards; KIND is the op's ``kind``."""
     own = tl.program_id(0) * OWN + tl.arange(0, OWN)
     each = tl.arange(0, OTHERS)
     reward = tl.load(rewards + own, mask=own < N, other=0.0).to(tl.float32)
@@ -50,7 +49,7 @@ def _group_advantage(
     ahead /= tl.maximum(size, 1.0)  # of the group's mean over the reward
     result = -ahead
     rest = tl.maximum(size - 1, 1.0)  # a lone member is tied with itself and gets 0
-    if KIND == MEAN_STD:
+    if KIND == "mean_std":
         # In parts of the group's spread, whose square could leave float32.
         spread = tl.where(high > low, high - low, 1.0)
         variance = tl.zeros((OWN,), tl.float32)
@@ -61,9 +60,9 @@ def _group_advantage(
             off = (other - reward[:, None] - ahead[:, None]) / spread[:, None]
             variance += tl.sum(tl.where(member, off * off, 0.0), 1)
         result = result / spread / tl.sqrt_rn(tl.maximum(variance / rest, 1e-30))
-    elif KIND == LEAVE_ONE_OUT:
+    elif KIND == "leave_one_out":
         result *= size / rest
-    tied = high - low <= TIED * tl.maximum(tl.abs(high), tl.abs(low))
+    tied = high - low <= TIE * tl.maximum(tl.abs(high), tl.abs(low))
     tl.store(out + own, tl.where(tied, 0.0, result), mask=own < N)
 
 
@@ -104,7 +103,7 @@ def group_advantage_triton(rewards: Tensor, groups: Tensor, kind: str) -> Tensor
     out = torch.empty(len(rewards), dtype=torch.float32, device=rewards.device)
     if len(rewards):
         _group_advantage[(triton.cdiv(len(rewards), OWN),)](
-            rewards, groups, out, len(rewards), KIND=KINDS.index(kind), OWN=OWN, OTHERS=OTHERS,
+            rewards, groups, out, len(rewards), KIND=kind, OWN=OWN, OTHERS=OTHERS,
             num_warps=GROUP_WARPS, **FUSION,
         )  # fmt: skip
     return out
@@ -130,7 +129,7 @@ REGISTER_BUDGET = {"group_advantage": 168, "gae": 64}
 
 def _group_case(dtype: torch.dtype, kind: str) -> CompileCase:
     signature = {"rewards": f"*{TYPE_NAMES[dtype]}", "groups": "*i64", "out": "*fp32", "N": "i32"}
-    constexprs: dict[str, Any] = {"KIND": KINDS.index(kind), "OWN": OWN, "OTHERS": OTHERS}
+    constexprs: dict[str, Any] = {"KIND": kind, "OWN": OWN, "OTHERS": OTHERS}
     return CompileCase(
         f"group_advantage/{kind}", TYPE_NAMES[dtype], _group_advantage, signature, constexprs, GROUP_WARPS, 3,
         REGISTER_BUDGET["group_advantage"],
@@ -147,7 +146,7 @@ def _gae_case(dtype: torch.dtype, bootstrap: bool) -> CompileCase:
 
 
 COMPILE_CASES = [
-    *(_group_case(torch.float32, kind) for kind in KINDS),
+    *(_group_case(torch.float32, kind) for kind in ("mean", "mean_std", "leave_one_out")),
     *(
         _gae_case(dtype, bootstrap)
         for dtype in (torch.float32, torch.bfloat16)

@@ -315,14 +315,7 @@ def _tile_case(
     name: str, kernel: Any, dtype: torch.dtype, pointers: dict[str, str], **constexprs: Any
 ) -> CompileCase:
     tile = TILE[dtype]
-    sizes = {
-        "T": "i32",
-        "V": "i32:16",
-        "D": "i32:16",
-        "stride_h": "i32:16",
-        "stride_w": "i32:16",
-        "scale": "fp32",
-    }
+    sizes = {"T": "i32", "scale": "fp32"} | dict.fromkeys(("V", "D", "stride_h", "stride_w"), "i32:16")
     blocks = {key: value for key, value in tile.items() if key.startswith("BLOCK")}
     return CompileCase(
         name, TYPE_NAMES[dtype], kernel, pointers | sizes,
@@ -331,43 +324,31 @@ def _tile_case(
     )  # fmt: skip
 
 
+def _product_case(name: str, dtype: torch.dtype, transposed: bool, add: bool) -> CompileCase:
+    product, data = PRODUCT[dtype], f"*{TYPE_NAMES[dtype]}"
+    signature = {"a": data, "b": data, "out": "*fp32" if add else data, "N": "i32:16"}
+    signature |= {"M": "i32:16", "K": "i32"} if transposed else {"M": "i32", "K": "i32:16"}
+    signature |= dict.fromkeys(("stride_a", "stride_b", "stride_out"), "i32:16")
+    blocks = {key: value for key, value in product.items() if key.startswith("BLOCK")}
+    constexprs = blocks | {"PRECISION": PRECISION, "TRANSPOSED": transposed, "ADD": add}
+    launch = product["num_warps"], product["num_stages"], REGISTER_BUDGET
+    return CompileCase(f"logprob.{name}", TYPE_NAMES[dtype], _product, signature, constexprs, *launch)
+
+
 def _cases(dtype: torch.dtype) -> list[CompileCase]:
     data = f"*{TYPE_NAMES[dtype]}"
     read = {"hidden": data, "weight": data, "targets": "*i64"}
     back = read | dict.fromkeys(("lse", "entropy", "grad_logp", "grad_entropy"), "*fp32") | {"out": data}
-    window = {"first_row": "i32:16", "first_column": "i32:16", "width": "i32:16"}
-    product = PRODUCT[dtype]
-    blocks = {key: value for key, value in product.items() if key.startswith("BLOCK")} | {
-        "PRECISION": PRECISION
-    }
-    operands = {"a": data, "b": data, "N": "i32:16"}
-    strides = {"stride_a": "i32:16", "stride_b": "i32:16", "stride_out": "i32:16"}
-    cases = [
-        _tile_case(
-            "logprob.forward", _forward, dtype, read | {"partial": "*fp32", "chunks": "i32"}, CHUNK=CHUNK
-        ),
-        _tile_case("logprob.grad_logits", _grad_logits, dtype, back | window, WITH_ENTROPY=False),
-        _tile_case("logprob.grad_logits+entropy", _grad_logits, dtype, back | window, WITH_ENTROPY=True),
+    back |= {"first_row": "i32:16", "first_column": "i32:16", "width": "i32:16"}
+    partial = read | {"partial": "*fp32", "chunks": "i32"}
+    return [
+        _tile_case("logprob.forward", _forward, dtype, partial, CHUNK=CHUNK),
+        _tile_case("logprob.grad_logits", _grad_logits, dtype, back, WITH_ENTROPY=False),
+        _tile_case("logprob.grad_logits+entropy", _grad_logits, dtype, back, WITH_ENTROPY=True),
+        _product_case("grad_hidden", dtype, False, True),
+        _product_case("grad_weight", dtype, True, False),
+        _product_case("grad_weight+rows", dtype, True, True),
     ]
-    for name, transposed, add, out in (
-        ("logprob.grad_hidden", False, True, "*fp32"),
-        ("logprob.grad_weight", True, False, data),
-        ("logprob.grad_weight+rows", True, True, "*fp32"),
-    ):
-        sizes = {"M": "i32:16", "K": "i32"} if transposed else {"M": "i32", "K": "i32:16"}
-        cases.append(
-            CompileCase(
-                name,
-                TYPE_NAMES[dtype],
-                _product,
-                operands | sizes | {"out": out} | strides,
-                blocks | {"TRANSPOSED": transposed, "ADD": add},
-                product["num_warps"],
-                product["num_stages"],
-                REGISTER_BUDGET,
-            )  # fmt: skip
-        )
-    return cases
 
 
 COMPILE_CASES = [
@@ -378,3 +359,45 @@ COMPILE_CASES = [
     ),
     *(case for dtype in TYPE_NAMES for case in _cases(dtype)),
 ]  # fmt: skip
+
+
+def forward_work(rows: int, width: int, vocab: int, dtype: torch.dtype) -> Work:
+    """A tile of logits reads its rows of both factors whole: what it moves falls with the tile's sides."""
+    tile, size = TILE[dtype], dtype.itemsize
+    tall, wide = padded(rows, tile["BLOCK_T"]), padded(vocab, tile["BLOCK_V"])
+    tiles = tall // tile["BLOCK_T"] * (wide // tile["BLOCK_V"])
+    deep = padded(width, tile["BLOCK_D"])
+    needed = (rows + vocab) * width * size + rows * (8 + 8)
+    moved = tiles * (tile["BLOCK_T"] + tile["BLOCK_V"]) * deep * size
+    moved += rows * (20 + 2 * 16 * triton.cdiv(vocab, CHUNK))
+    shape, least = _shape(rows, width, vocab, dtype), 2 * rows * width * vocab
+    return Work("logprob forward", shape, needed, moved, least, 2 * tall * wide * deep)
+
+
+def backward_work(rows: int, width: int, vocab: int, dtype: torch.dtype) -> Work:
+    """Both gradients: the logits once more and two products; needed are the two products with the logits kept."""
+    product, size = PRODUCT[dtype], dtype.itemsize
+    again = forward_work(rows, width, vocab, dtype)
+    moved, done = again.bytes_moved + rows * vocab * size, again.operations_done
+    stretches = triton.cdiv(vocab, COLUMNS)
+    for height, inner, addends in ((rows, vocab, stretches), (vocab, rows, triton.cdiv(rows, ROWS))):
+        tall, across = padded(height, product["BLOCK_M"]), padded(width, product["BLOCK_N"])
+        tiles = tall // product["BLOCK_M"] * (across // product["BLOCK_N"])
+        moved += tiles * (product["BLOCK_M"] + product["BLOCK_N"]) * inner * size
+        moved += height * width * (4 * (2 * addends - 1) if addends > 1 else size)
+        done += 2 * tall * across * inner
+    needed = 2 * (rows + vocab) * width * size + rows * 24
+    shape, least = _shape(rows, width, vocab, dtype), 4 * rows * width * vocab
+    return Work("logprob backward", shape, needed, moved, least, done)
+
+
+def _shape(rows: int, width: int, vocab: int, dtype: torch.dtype) -> str:
+    return f"T={rows} D={width} V={vocab} {TYPE_NAMES[dtype]}"
+
+
+WORK = [
+    formula(rows, width, vocab, dtype)
+    for rows, width, vocab in ((2048, 576, 49_152), (2048, 1024, 128_256), (64, 576, 49_152))
+    for dtype in (torch.bfloat16, torch.float32)
+    for formula in (forward_work, backward_work)
+]

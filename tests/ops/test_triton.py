@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sftrl_fast.ops.advantage import KINDS, gae, group_advantage
+from sftrl_fast.ops.advantage import KINDS, TIE, gae, group_advantage
 from sftrl_fast.ops.dispatch import interpreting
 from sftrl_fast.ops.logprob import logprob
 from sftrl_fast.ops.rms_norm import rms_norm
+from sftrl_fast.ops.rope_cache import rope_cache
 from sftrl_fast.ops.sample import sample
+from sftrl_fast.ops.swiglu import swiglu
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
@@ -82,9 +84,38 @@ def call_gae(impl: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     return cut, gae(rewards, values, offsets, gamma=1.0, lam=0.95, impl=impl)
 
 
+def make_swiglu(g: torch.Generator, size: int) -> Sequence[Tensor]:
+    return (randn(g, size, 6 * size),)
+
+
+def call_swiglu(impl: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    return (swiglu(tensors[0], impl=impl),)
+
+
+def make_rope_cache(g: torch.Generator, size: int) -> Sequence[Tensor]:
+    kv, dim, page = 1 + size % 3, 2 * (size % 29 + 1), 4
+    angles = 6 * torch.rand(64, dim // 2, generator=g)
+    slots = torch.randperm(size * 2 * page, generator=g)[:size]
+    slots[1::3] = -1
+    joined = randn(g, size, 5 * kv, dim)
+    return joined, angles.cos(), angles.sin(), torch.randint(64, (size,), generator=g), slots
+
+
+def call_rope_cache(impl: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    joined, cos, sin, positions, slots = tensors
+    kv = joined.shape[1] // 5
+    q, k, v = joined.split([3 * kv, kv, kv], dim=1)
+    k_cache, v_cache = torch.zeros(
+        (2, 2 * len(joined), kv, 4, joined.shape[2]), dtype=q.dtype, device=q.device
+    )
+    return rope_cache(q, k, v, cos, sin, positions, slots, k_cache, v_cache, impl=impl), k_cache, v_cache
+
+
 CASES: dict[str, tuple[Make, Call, float]] = {
     "logprob": (make_logprob, call_logprob, MARGIN),
     "rms_norm": (make_rms_norm, call_rms_norm, MARGIN),
+    "swiglu": (make_swiglu, call_swiglu, MARGIN),
+    "rope_cache": (make_rope_cache, call_rope_cache, MARGIN),
     "group_advantage": (make_groups, call_groups, ADVANTAGE_MARGIN),
     "gae": (make_gae, call_gae, ADVANTAGE_MARGIN),
 }
@@ -227,6 +258,10 @@ def test_each_row_may_have_its_own_settings(device: str, dtype: torch.dtype) -> 
         drawn = kernels.sample_triton(logits[row : row + 1], u[row : row + 1], *alone)
         for together, single in zip(whole, drawn, strict=True):
             assert together[row] == single[0]
+
+
+def test_kernels_call_tied_what_the_op_does() -> None:
+    assert importlib.import_module("sftrl_fast.kernels.advantage").TIE.value == TIE
 
 
 @pytest.mark.parametrize(("device", "dtype"), SIDES)

@@ -118,8 +118,16 @@ OPS: dict[str, dict[str, Implementation]] = {
         "torch": _torch("rms_norm:rms_norm_torch"),
     },
     "linear": {"cpp": _cpp("linear:CppLinear"), "torch": _torch("linear:TorchLinear")},
-    "swiglu": {"cpp": _cpp("swiglu:swiglu_cpp"), "torch": _torch("swiglu:swiglu_torch")},
-    "rope_cache": {"cpp": _cpp("rope_cache:rope_cache_cpp"), "torch": _torch("rope_cache:rope_cache_torch")},
+    "swiglu": {
+        "triton": _triton("swiglu:swiglu_triton"),
+        "cpp": _cpp("swiglu:swiglu_cpp"),
+        "torch": _torch("swiglu:swiglu_torch"),
+    },
+    "rope_cache": {
+        "triton": _triton("rope_cache:rope_cache_triton"),
+        "cpp": _cpp("rope_cache:rope_cache_cpp"),
+        "torch": _torch("rope_cache:rope_cache_torch"),
+    },
     "fingerprint": {
         "cpp": Implementation("sftrl_fast.ops.cpp.fingerprint:fingerprint_cpp", _no_extension, "cpu"),
         "torch": _torch("fingerprint:fingerprint_torch"),
