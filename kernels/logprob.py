@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sftrl_fast.kernels.compile_case import FUSION, TYPE_NAMES, CompileCase
+from sftrl_fast.kernels.compile_case import FUSION, TYPE_NAMES, CompileCase, Work, padded
 
 CHUNK = 1024
 """Columns that one program of the forward pass walks."""

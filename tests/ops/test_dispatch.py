@@ -36,7 +36,7 @@ def test_explicit_choice_that_is_missing_says_what_there_is_and_why(monkeypatch:
         dispatch.choose("logprob", "triton")
     with pytest.raises(UserError, match="flash: not implemented in this version"):
         dispatch.choose("logprob", "flash")
-    with pytest.raises(UserError, match="available: .*torch"):
+    with pytest.raises(UserError, match=r"available: .*torch"):
         dispatch.choose("logprob", "trotch")
 
 
