@@ -17,6 +17,8 @@ namespace sftrl::SFTRL_LEVEL {
 inline constexpr int kBlockTokens = 256;  // of which a row's scores are kept at once
 inline constexpr int kChunkTokens = 64;   // whose keys are turned at once: they stay in the first cache
 
+inline constexpr int kUnitsAtOnce = 64;  // added in one go: the error of a sum grows with its length
+
 // Sums that fit the level's registers: rows by vectors.
 #if defined(__AVX512F__)
 inline constexpr int kTileRows = 6, kTileVectors = 4;
@@ -212,22 +214,28 @@ struct Rows {
     }
 };
 
-// Query units [rows, stride] times the keys in `packed` [units, kChunkTokens], times factor.
+// Query units [R, stride] times the keys in `packed` [units, kChunkTokens], times factor.
 template <class P, int R, int V>
 void score_tile(const typename P::Unit* queries, int stride, const float* packed, int units, float factor,
                 float* scores) {
-    f32x16 sum[R][V];
-    for (auto& row : sum) std::fill(row, row + V, splat(0.0f));
-    for (int u = 0; u < units; ++u) {
-        f32x16 keys[V];
-        for (int v = 0; v < V; ++v) keys[v] = load(packed + u * kChunkTokens + v * kLanes);
-        for (int r = 0; r < R; ++r) {
-            const typename P::Unit query = queries[r * stride + u];
-            for (int v = 0; v < V; ++v) sum[r][v] = P::multiply(sum[r][v], keys[v], query);
+    for (int begin = 0; begin < units; begin += kUnitsAtOnce) {
+        f32x16 sum[R][V];
+        for (auto& row : sum) std::fill(row, row + V, splat(0.0f));
+        for (int u = begin; u < std::min(units, begin + kUnitsAtOnce); ++u) {
+            f32x16 keys[V];
+            for (int v = 0; v < V; ++v) keys[v] = load(packed + u * kChunkTokens + v * kLanes);
+            for (int r = 0; r < R; ++r) {
+                const typename P::Unit query = queries[r * stride + u];
+                for (int v = 0; v < V; ++v) sum[r][v] = P::multiply(sum[r][v], keys[v], query);
+            }
         }
-    }
-    for (int r = 0; r < R; ++r) {
-        for (int v = 0; v < V; ++v) store(sum[r][v] * factor, scores + r * kBlockTokens + v * kLanes);
+        for (int r = 0; r < R; ++r) {
+            for (int v = 0; v < V; ++v) {
+                float* const to = scores + r * kBlockTokens + v * kLanes;
+                const f32x16 score = sum[r][v] * factor;
+                store(begin == 0 ? score : load(to) + score, to);
+            }
+        }
     }
 }
 

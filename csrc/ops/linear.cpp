@@ -44,9 +44,9 @@ void panel_rows(const LinearArgs& a, std::int64_t panel, std::int64_t begin, std
     const int columns = static_cast<int>(std::min<std::int64_t>(kPanel, a.n - column));
     const T* const packed = static_cast<const T*>(a.packed) + panel * panel_size<T>(a.k);
     const T* const bias = a.bias ? static_cast<const T*>(a.bias) + column : nullptr;
-    const std::int64_t bytes = panel_size<T>(a.k) * static_cast<std::int64_t>(sizeof(T));
-    const char* ahead = reinterpret_cast<const char*>(packed) + (end - begin > kTileRows ? bytes : 0);
-    for (std::int64_t r = begin; r < end; r += kTileRows, ahead += bytes / 3) {
+    for (std::int64_t r = begin; r < end; r += kTileRows) {
+        const Ahead ahead = end - begin > kTileRows ? next_panel(packed, a.k, (r - begin) / kTileRows)
+                                                    : nothing_ahead(packed);
         const std::int64_t rows = std::min<std::int64_t>(kTileRows, end - r);
         tiles(static_cast<const T*>(a.x) + r * a.k, a.k, packed, a.k, sums, kPanel, false, rows, ahead);
         for (std::int64_t i = 0; i < rows; ++i) {

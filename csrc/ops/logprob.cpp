@@ -101,7 +101,7 @@ float* logits(const LogprobInputs& a, const Buffers<T>& b, int slot, std::int64_
     for (std::int64_t p = 0; p * kPanel < columns; ++p) {
         const T* const panel = b.weight_panels + p * panel_size<T>(a.width);
         tiles(row_of<T>(a.hidden, row, a.width), a.width, panel, a.width, z + p * kPanel, kSegment, false,
-              rows, reinterpret_cast<const char*>(panel + panel_size<T>(a.width)));
+              rows, next_panel(panel, a.width));
     }
     return z;
 }
@@ -227,8 +227,7 @@ void block_gradient(const LogprobBackwardArgs& args, const Buffers<T>& b, int sl
         for (std::int64_t p = 0; p * kPanel < a.width; ++p) {
             const T* const panel = b.weight_columns + p * panel_size<T>(columns);
             tiles(d, kSegment, panel, columns, b.grad_hidden + row * b.padded_width + p * kPanel,
-                  b.padded_width, start > 0, rows,
-                  reinterpret_cast<const char*>(panel + panel_size<T>(columns)));
+                  b.padded_width, start > 0, rows, next_panel(panel, columns));
         }
     }
 }
@@ -261,7 +260,7 @@ void weight_gradient(const LogprobBackwardArgs& args, const Buffers<T>& b, std::
             float* const sums = b.grad_weight + p * kPanel * a.width;
             const T* const panel = b.grad_panels + p * panel_size<T>(b.span);
             tiles(b.hidden_columns + i0 * b.columns_ld, b.columns_ld, panel, end - begin, sums + i0 * kPanel,
-                  kPanel, begin > 0, i1 - i0, reinterpret_cast<const char*>(panel));
+                  kPanel, begin > 0, i1 - i0, nothing_ahead(panel));
             if (end < a.rows) continue;
             T* const to = static_cast<T*>(args.grad_weight) + (start + p * kPanel) * a.width;
             for (std::int64_t j = 0; j < std::min<std::int64_t>(kPanel, columns - p * kPanel); ++j) {

@@ -8,11 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sftrl_fast import _C
 from sftrl_fast.core import UserError
 from sftrl_fast.ops.dispatch import availability
 from sftrl_fast.ops.linear import linear, pack_linear
 
 IMPLS = [row.impl for row in availability("linear") if row.available]
+LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16")
 COMPILED = [impl for impl in IMPLS if impl != "torch"]
 DTYPES = [torch.float32, torch.bfloat16]
 MARGIN = 2.0
@@ -69,6 +71,71 @@ def test_error_against_float64_is_the_references(
 ) -> None:
     x, weight, bias = inputs(rows, k, n, dtype, scale, seed)
     check(impl, x, weight, bias if with_bias else None, torch.float32 if wide else None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("level")
+def test_every_level_is_right(dtype: torch.dtype) -> None:
+    for k, n in ((1, 1), (15, 47), (64, 48), (577, 145)):
+        x, weight, bias = inputs(21, k, n, dtype, seed=k)
+        check("cpp", x, weight, bias, None)
+        check("cpp", x, weight, None, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("level")
+def test_a_row_has_the_same_bits_in_any_batch(dtype: torch.dtype) -> None:
+    x, weight, bias = inputs(200, 576, 300, dtype)
+    for impl in COMPILED:
+        packed = pack_linear(weight, bias, impl=impl)
+        whole = linear(x, packed, out_dtype=torch.float32)
+        for rows in (1, 3, 8, 16, 64):
+            for start in (0, 61, 200 - rows):
+                part = linear(x[start : start + rows], packed, out_dtype=torch.float32)
+                assert torch.equal(part, whole[start : start + rows]), (impl, rows, start)
+        x[7] = float("nan")
+        assert torch.equal(linear(x, packed, out_dtype=torch.float32)[8:], whole[8:])
+        x[7] = 0
+
+
+@pytest.mark.parametrize("impl", COMPILED)
+def test_a_packed_weight_serves_every_level(impl: str) -> None:
+    x, weight, _ = inputs(5, 70, 100, torch.bfloat16)
+    packed, before = pack_linear(weight, impl=impl), _C.level()
+    expected = linear(x.double(), pack_linear(weight.double(), impl="torch"))
+    for level in LEVELS[: LEVELS.index(before) + 1]:
+        _C.set_level(level)
+        try:
+            got = linear(x, packed, out_dtype=torch.float32)
+        finally:
+            _C.set_level(before)
+        assert torch.allclose(got.double(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("impl", COMPILED)
+def test_the_number_of_threads_does_not_matter(impl: str) -> None:
+    x, weight, bias = inputs(130, 100, 500, torch.bfloat16)
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        try:
+            results.append(linear(x, pack_linear(weight, bias, impl=impl)))
+        finally:
+            torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("impl", COMPILED)
+def test_outputs_are_written_everywhere(
+    impl: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **kind: empty(*size, **kind).fill_(float("nan")))
+    for k, n in ((5, 7), (33, 49)):
+        x, weight, bias = inputs(9, k, n, dtype)
+        assert not linear(x, pack_linear(weight, bias, impl=impl)).isnan().any()
 
 
 @pytest.mark.parametrize("impl", IMPLS)

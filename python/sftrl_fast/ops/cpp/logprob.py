@@ -19,7 +19,7 @@ def logprob_cpp(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: fl
 
 def _inputs(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, grad_hidden: bool, grad_weight: bool
-) -> tuple[Tensor, tuple[int | float, ...]]:
+) -> tuple[Tensor, tuple[Any, ...]]:
     """Scratch memory, to be kept while it is used, and ``LogprobInputs``."""
     (rows, width), vocab, kind, slots = hidden.shape, weight.shape[0], DTYPE[hidden.dtype], _C.max_threads()
     size = _C.logprob_scratch(rows, width, vocab, slots, kind, grad_hidden, grad_weight)
@@ -38,7 +38,7 @@ class _Logprob(torch.autograd.Function):
         hidden, weight, targets = hidden.contiguous(), weight.contiguous(), targets.contiguous()
         logp, entropy, lse = (torch.empty(hidden.shape[0], dtype=torch.float32) for _ in range(3))
         scratch, inputs = _inputs(hidden, weight, targets, temperature, False, False)
-        _C.logprob_forward(*inputs, logp.data_ptr(), entropy.data_ptr(), lse.data_ptr())
+        _C.logprob_forward(*inputs, *(t.data_ptr() for t in (logp, entropy, lse)))
         del scratch
         ctx.save_for_backward(hidden, weight, targets, lse, entropy)
         ctx.temperature = temperature
