@@ -121,7 +121,7 @@ def logprob_backward(
 ) -> None: ...
 def cached_attention(
     tensors: tuple[int, int, int, int],
-    tables: tuple[int, int, int, int, int, int],
+    tables: tuple[int, ...],
     sequences: int,
     prefix_stride: int,
     own_stride: int,

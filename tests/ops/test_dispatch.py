@@ -34,18 +34,6 @@ def test_every_listed_implementation_resolves_to_a_function() -> None:
 
 
 def test_explicit_choice_that_is_missing_says_what_there_is_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
-<<<<<<< HEAD
-    entry = dispatch.Implementation("sftrl_fast.ops.logprob:logprob_torch", broken)
-    monkeypatch.setitem(dispatch.OPS["logprob"], "triton", entry)
-    with pytest.raises(
-        UserError, match=r"impl='triton'.*'logprob'.*available: .*torch .*triton: no such chip"
-    ):
-        dispatch.choose("logprob", "triton")
-    with pytest.raises(UserError, match="flash: not implemented in this version"):
-        dispatch.choose("logprob", "flash")
-    with pytest.raises(UserError, match=r"available: .*torch"):
-        dispatch.choose("logprob", "trotch")
-=======
     monkeypatch.setitem(dispatch.OPS, "probe", probe("triton"))
     with pytest.raises(UserError, match=r"impl='triton'.*'probe'.*available: torch .*triton: no such chip"):
         dispatch.choose("probe", "triton")
@@ -53,7 +41,6 @@ def test_explicit_choice_that_is_missing_says_what_there_is_and_why(monkeypatch:
         dispatch.choose("probe", "cpp")
     with pytest.raises(UserError, match="available: torch"):
         dispatch.choose("probe", "trotch")
->>>>>>> h-gemm
 
 
 def test_argument_beats_environment_beats_auto(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,16 +71,10 @@ def test_auto_passes_over_what_cannot_run_and_logs_once(
     monkeypatch.setitem(dispatch.OPS, "probe", probe("flash"))
     monkeypatch.setattr(dispatch, "_logged", set())
     with caplog.at_level(logging.INFO, logger=dispatch.__name__):
-<<<<<<< HEAD
-        assert [dispatch.choose("logprob") for _ in range(3)] == ["cpp"] * 3
-    assert [record.getMessage() for record in caplog.records] == [
-        "op logprob: implementation cpp (auto; cpu)"
-=======
         assert [dispatch.choose("probe") for _ in range(3)] == ["torch"] * 3
     device = "cuda" if torch.cuda.is_available() else "cpu"
     assert [record.getMessage() for record in caplog.records] == [
         f"op probe: implementation torch (auto; {device})"
->>>>>>> h-gemm
     ]
 
 
