@@ -117,13 +117,13 @@ class Decoder:
         in the same order; ``keys`` and ``values`` a ``[pages, Hkv, page, Dh]`` a layer; ``wanted`` int64 ``[R]``,
         places in ``tokens``. Arguments are trusted.
         """
-        cos, sin = self._rotary(int(positions.max()) + 1)
-        cos, sin = cos[positions], sin[positions]
+        cos, sin = (table[positions].unsqueeze(1) for table in self._rotary(int(positions.max()) + 1))
+        place = slots // keys[0].shape[2], slots % keys[0].shape[2]
         x, residual = F.embedding(tokens, self._embedding), None
         for layer, k_cache, v_cache in zip(self._layers, keys, values, strict=True):
             x, residual = self._rms_norm(x, layer.norm, self._eps, residual)
-            q = self._project(layer, x, cos, sin, slots, k_cache, v_cache)
-            mixed = self._attention(q, k_cache, v_cache, rows, self._scale).reshape(len(x), -1)
+            q = self._project(layer, x, cos, sin, place, k_cache, v_cache)
+            mixed = self._attention(q, k_cache, v_cache, rows, self._scale).view(len(x), -1)
             if layer is self._layers[-1]:
                 mixed, residual = mixed[wanted], residual[wanted]
             x, residual = self._rms_norm(layer.out(mixed), layer.mlp_norm, self._eps, residual)
@@ -137,19 +137,21 @@ class Decoder:
         x: Tensor,
         cos: Tensor,
         sin: Tensor,
-        slots: Tensor,
+        place: tuple[Tensor, Tensor],
         k_cache: Tensor,
         v_cache: Tensor,
     ) -> Tensor:
         """Queries, rotated, ``[T, Hq, Dh]``; keys, rotated, and values go into the cache."""
-        sizes = [self.heads, self.kv_heads, self.kv_heads]
-        q, k, v = layer.qkv(x).view(len(x), -1, self.head_dim).split(sizes, dim=1)
+        qkv = layer.qkv(x).view(len(x), -1, self.head_dim)
+        turned = qkv[:, : self.heads + self.kv_heads]
         if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = self._head_norm(q, layer.q_norm), self._head_norm(k, layer.k_norm)
-        page, offset = slots // k_cache.shape[2], slots % k_cache.shape[2]
-        k_cache[page, :, offset] = _rotate(k, cos, sin)
-        v_cache[page, :, offset] = v
-        return _rotate(q, cos, sin)
+            q, k = turned[:, : self.heads], turned[:, self.heads :]
+            turned = torch.cat((self._head_norm(q, layer.q_norm), self._head_norm(k, layer.k_norm)), dim=1)
+        turned = turned * cos + turned.roll(self.head_dim // 2, 2) * sin
+        page, offset = place
+        k_cache[page, :, offset] = turned[:, self.heads :]
+        v_cache[page, :, offset] = qkv[:, self.heads + self.kv_heads :]
+        return turned[:, : self.heads]
 
     def _head_norm(self, x: Tensor, weight: Tensor) -> Tensor:
         normed: Tensor = self._rms_norm(x.reshape(-1, self.head_dim), weight, self._eps, None)[0]
@@ -161,15 +163,14 @@ class Decoder:
         return self._head(hidden, torch.float32)
 
     def _rotary(self, length: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of at least ``length`` positions, made by the model's own module."""
+        """Cosines, and sines of which the first half is negated, of at least ``length`` positions.
+
+        The model's own module makes them. A head turns to ``x cos + (x rolled by half) sin``.
+        """
         if length > len(self._cos):
             size = min(max(256, 1 << (length - 1).bit_length()), self.max_context)
             at = torch.arange(size, device=self.device).unsqueeze(0)
             cos, sin = self._body.rotary_emb(torch.empty(0, dtype=self.dtype, device=self.device), at)
-            self._cos, self._sin = cos[0], sin[0]
+            self._cos, self._sin = cos[0], sin[0].clone()
+            self._sin[:, : self.head_dim // 2].neg_()
         return self._cos, self._sin
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=2)
-    return x * cos.unsqueeze(1) + torch.cat((-second, first), dim=2) * sin.unsqueeze(1)
