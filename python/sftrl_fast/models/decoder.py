@@ -149,7 +149,10 @@ class Decoder:
         return self._head(hidden, torch.float32)
 
     def _rotary(self, length: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of at least ``length`` positions, made by the model's own module."""
+        """Cosines, and sines of which the first half is negated, of at least ``length`` positions.
+
+        The model's own module makes them. A head turns to ``x cos + (x rolled by half) sin``.
+        """
         if length > len(self._cos):
             size = min(max(256, 1 << (length - 1).bit_length()), self.max_context)
             at = torch.arange(size, device=self.device).unsqueeze(0)

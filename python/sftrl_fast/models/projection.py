@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ class Projection:
     """
 
     def __init__(self, modules: list[nn.Linear]) -> None:
-        weights = [module.weight for module in modules]
+        weights: list[Tensor] = [module.weight for module in modules]
         biases = [module.bias for module in modules]
         if choose("linear", tensor=weights[0]) == "torch":
             self._parts = [pack_linear(*pair) for pair in zip(weights, biases, strict=True)]
@@ -30,7 +32,7 @@ class Projection:
 
 
 @torch.no_grad()
-def _joined(weights: list[Tensor], biases: list[Tensor | None]) -> PackedLinear:
+def _joined(weights: list[Tensor], biases: Sequence[Tensor | None]) -> PackedLinear:
     bias = None
     if any(part is not None for part in biases):
         parts = zip(weights, biases, strict=True)

@@ -42,14 +42,14 @@ class WeightsWatch:
         if signs == self._signs and not thorough:
             return False
         fingerprints = self._values()
-        moved = [place for place, _ in signs[0]] != [place for place, _ in self._signs[0]]
-        same = fingerprints == self._fingerprints and not moved
+        same = fingerprints == self._fingerprints and signs[0] == self._signs[0]
         self._signs, self._fingerprints = signs, fingerprints
         self.version += not same
         return not same
 
-    def _read(self) -> tuple[list[tuple[int, int]], int]:
-        return [(p.data_ptr(), p._version) for p in self._parameters], _optimizer_steps
+    def _read(self) -> tuple[list[int], list[int], int]:
+        places = [parameter.data_ptr() for parameter in self._parameters]
+        return places, [parameter._version for parameter in self._parameters], _optimizer_steps
 
     def _values(self) -> list[int]:
         with torch.no_grad():

@@ -28,7 +28,7 @@ from sftrl_fast.rollout.request import (
     ends_with,
 )
 from sftrl_fast.rollout.scheduler import Prefix, Scheduler
-from sftrl_fast.rollout.tables import Slots
+from sftrl_fast.rollout.tables import Draws, Slots
 
 STEP_TOKENS = 1024
 """Tokens of a forward pass while contexts are being encoded: the weights are read once for all of them."""
@@ -79,13 +79,10 @@ class NativeEngine(Engine):
         self._step_tokens, self._decode = step_tokens, decode
         self._hidden = torch.empty(8, decoder.hidden_size, dtype=decoder.dtype, device=decoder.device)
         """The last hidden state of each ready prompt, by row of the prefix table."""
+        self.weights_version = decoder.weights_version
         self._tickets = count()
         self._kept: Answered = []
         self._fresh = True
-
-    @property
-    def weights_version(self) -> int:
-        return self.decoder.weights_version
 
     def submit(
         self, requests: Sequence[Request], params: SamplingParams | Sequence[SamplingParams]
@@ -111,6 +108,7 @@ class NativeEngine(Engine):
             return answered
         began = time.perf_counter()
         if self.decoder.sync(thorough=self._fresh):
+            self.weights_version = self.decoder.weights_version
             self.scheduler.restart()
         self._fresh = False
         self.scheduler.admit()
@@ -212,16 +210,14 @@ class NativeEngine(Engine):
             for place in np.flatnonzero(ended | stopped).tolist()
         ]
 
-    def _sample(
-        self, logits: Tensor, numbers: Tensor, kinds: npt.NDArray[np.int32]
-    ) -> tuple[npt.NDArray[np.generic], ...]:
+    def _sample(self, logits: Tensor, numbers: Tensor, kinds: npt.NDArray[np.int32]) -> Draws:
         settings = list(self.scheduler.kinds)
         found = np.unique(kinds) if (kinds != kinds[0]).any() else kinds[:1]
         if len(found) == 1:
             temperature, top_k, top_p = settings[found[0]]
             drawn = sample(logits, numbers, temperature=temperature, top_k=top_k, top_p=top_p)
             return tuple(part.cpu().numpy() for part in drawn)
-        out = (
+        out: Draws = (
             np.empty(len(kinds), np.int64),
             np.empty(len(kinds), np.float32),
             np.empty(len(kinds), np.float32),

@@ -159,11 +159,11 @@ def key_uniforms(
 ) -> npt.NDArray[np.float32]:
     """The random numbers of each request at ``position``, which may broadcast against ``[len(requests)]``."""
     keys = [request.key for request in requests]
-    fields = (
+    seed, step, prompt, sample, turn = (
         np.array([getattr(key, name) for key in keys])
         for name in ("seed", "step", "prompt", "sample", "turn")
     )
-    return uniforms(*fields, position)
+    return uniforms(seed, step, prompt, sample, turn, position)
 
 
 def ends_with(answer: Sequence[int], params: SamplingParams, decode: Decode | None) -> bool:

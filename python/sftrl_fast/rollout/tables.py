@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,7 +15,7 @@ UNIFORM_BLOCK = 64
 """Random numbers computed ahead for a row: Philox in numpy costs the same for one as for many."""
 
 Slots = npt.NDArray[np.intp]
-Draws = tuple[npt.NDArray[np.generic], ...]
+Draws = tuple[npt.NDArray[Any], ...]
 """Tokens and their plain and sampled log-probabilities; empty before the first."""
 
 
@@ -111,12 +113,13 @@ class RowTable:
     def _refill(self, slots: Slots) -> None:
         start = self.drawn[slots] // UNIFORM_BLOCK * UNIFORM_BLOCK
         positions = start[:, None] + np.arange(UNIFORM_BLOCK)
-        self._uniforms[slots] = uniforms(*self._keys[slots].T[:, :, None], positions)
+        seed, step, prompt, sample, turn = self._keys[slots].T[:, :, None]
+        self._uniforms[slots] = uniforms(seed, step, prompt, sample, turn, positions)
 
     def record(
         self,
         slots: Slots,
-        tokens: npt.NDArray[np.integer],
+        tokens: npt.NDArray[np.int64],
         plain: npt.NDArray[np.float32],
         sampled: npt.NDArray[np.float32],
     ) -> npt.NDArray[np.bool_]:
