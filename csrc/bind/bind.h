@@ -23,5 +23,7 @@ void rms_norm(pybind11::module_& m);
 void linear(pybind11::module_& m);
 void logprob(pybind11::module_& m);
 void cached_attention(pybind11::module_& m);
+void rope_cache(pybind11::module_& m);
+void swiglu(pybind11::module_& m);
 
 }  // namespace sftrl::bind

@@ -13,4 +13,6 @@ PYBIND11_MODULE(_C, m) {
     sftrl::bind::linear(m);
     sftrl::bind::logprob(m);
     sftrl::bind::cached_attention(m);
+    sftrl::bind::rope_cache(m);
+    sftrl::bind::swiglu(m);
 }

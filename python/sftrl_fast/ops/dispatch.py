@@ -108,6 +108,14 @@ OPS: dict[str, dict[str, Implementation]] = {
         "cpp": Implementation("sftrl_fast.ops.cpp.fingerprint:fingerprint_cpp", _no_extension, "cpu"),
         "torch": Implementation("sftrl_fast.ops.fingerprint:fingerprint_torch"),
     },
+    "swiglu": {
+        "cpp": _cpp("swiglu:swiglu_cpp"),
+        "torch": Implementation("sftrl_fast.ops.swiglu:swiglu_torch"),
+    },
+    "rope_cache": {
+        "cpp": _cpp("rope_cache:rope_cache_cpp"),
+        "torch": Implementation("sftrl_fast.ops.rope_cache:rope_cache_torch"),
+    },
     "rms_norm": {
         "cpp": _cpp("rms_norm:rms_norm_cpp"),
         "torch": Implementation("sftrl_fast.ops.rms_norm:rms_norm_torch"),
