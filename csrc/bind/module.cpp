@@ -10,9 +10,9 @@ PYBIND11_MODULE(_C, m) {
     sftrl::bind::machine(m);
     sftrl::bind::fingerprint(m);
     sftrl::bind::rms_norm(m);
-    sftrl::bind::rope_cache(m);
-    sftrl::bind::swiglu(m);
     sftrl::bind::linear(m);
     sftrl::bind::logprob(m);
     sftrl::bind::cached_attention(m);
+    sftrl::bind::rope_cache(m);
+    sftrl::bind::swiglu(m);
 }

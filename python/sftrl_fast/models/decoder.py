@@ -47,7 +47,8 @@ class Decoder:
         first = self._body.layers[0].self_attn
         config = self._model.config
         self.layers = len(self._body.layers)
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.kv_heads = int(config.num_key_value_heads)
+        self._heads = [int(config.num_attention_heads), self.kv_heads, self.kv_heads]
         self.head_dim, self._scale = int(first.head_dim), float(first.scaling)
         self.hidden_size = int(config.hidden_size)
         self.vocabulary = int(self._body.embed_tokens.weight.shape[0])
@@ -80,8 +81,8 @@ class Decoder:
         weight = self._body.embed_tokens.weight
         # Chosen once: a step calls each of these some hundred times, with arguments that cannot be wrong.
         self._rms_norm = resolve("rms_norm", tensor=weight)
-        self._attention = resolve("cached_attention", tensor=weight)
         self._rope_cache = resolve("rope_cache", tensor=weight)
+        self._attention = resolve("cached_attention", tensor=weight)
         self._swiglu = resolve("swiglu", tensor=weight)
         self._layers = [self._layer(layer) for layer in self._body.layers]
         self._head = Projection([self._model.lm_head])
@@ -119,12 +120,13 @@ class Decoder:
         in the same order; ``keys`` and ``values`` a ``[pages, Hkv, page, Dh]`` a layer; ``wanted`` int64 ``[R]``,
         places in ``tokens``. Arguments are trusted.
         """
-        cos, sin = self._rotary(int(positions.max()) + 1)
+        rotary = (*self._rotary(int(positions.max()) + 1), positions, slots)
         x, residual = F.embedding(tokens, self._embedding), None
         for layer, k_cache, v_cache in zip(self._layers, keys, values, strict=True):
             x, residual = self._rms_norm(x, layer.norm, self._eps, residual)
-            q = self._rope_cache(*self._project(layer, x), cos, sin, positions, slots, k_cache, v_cache)
-            mixed = self._attention(q, k_cache, v_cache, rows, self._scale).reshape(len(x), -1)
+            q, k, v = self._project(layer, x)
+            q = self._rope_cache(q, k, v, *rotary, k_cache, v_cache)
+            mixed = self._attention(q, k_cache, v_cache, rows, self._scale).view(len(x), -1)
             if layer is self._layers[-1]:
                 mixed, residual = mixed[wanted], residual[wanted]
             x, residual = self._rms_norm(layer.out(mixed), layer.mlp_norm, self._eps, residual)
@@ -132,9 +134,9 @@ class Decoder:
         return self._rms_norm(x, self._final_norm, self._eps, residual)[0]
 
     def _project(self, layer: _Layer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries ``[T, Hq, Dh]``, keys and values ``[T, Hkv, Dh]``, not yet rotated."""
-        sizes = [self.heads, self.kv_heads, self.kv_heads]
-        q, k, v = layer.qkv(x).view(len(x), -1, self.head_dim).split(sizes, dim=1)
+        """Queries ``[T, Hq, Dh]``, keys and values ``[T, Hkv, Dh]``, views into one row a token."""
+        qkv = layer.qkv(x).view(len(x), -1, self.head_dim)
+        q, k, v = qkv.split_with_sizes(self._heads, 1)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = self._head_norm(q, layer.q_norm), self._head_norm(k, layer.k_norm)
         return q, k, v
@@ -149,14 +151,11 @@ class Decoder:
         return self._head(hidden, torch.float32)
 
     def _rotary(self, length: int) -> tuple[Tensor, Tensor]:
-        """Cosines, and sines of which the first half is negated, of at least ``length`` positions.
-
-        The model's own module makes them. A head turns to ``x cos + (x rolled by half) sin``.
-        """
+        """Cosines and sines of at least ``length`` positions, ``[P, Dh / 2]``, made by the model's own module."""
         if length > len(self._cos):
             size = min(max(256, 1 << (length - 1).bit_length()), self.max_context)
             at = torch.arange(size, device=self.device).unsqueeze(0)
-            cos, sin = self._body.rotary_emb(torch.empty(0, dtype=self.dtype, device=self.device), at)
-            # The two halves of a head turn by the same angles.
-            self._cos, self._sin = (table[0, :, : self.head_dim // 2].contiguous() for table in (cos, sin))
+            tables = self._body.rotary_emb(torch.empty(0, dtype=self.dtype, device=self.device), at)
+            # Both halves of a head turn by the same angles, and the module gives them twice.
+            self._cos, self._sin = (table[0, :, : self.head_dim // 2].contiguous() for table in tables)
         return self._cos, self._sin
