@@ -16,6 +16,7 @@ from sftrl_fast.core import TaskEnv, UserError
 from sftrl_fast.models.chat import Chat
 from sftrl_fast.models.decoder import Decoder
 from sftrl_fast.models.load import LanguageModel, load
+from sftrl_fast.ops.dispatch import choose
 from sftrl_fast.rollout.engine import NativeEngine
 from sftrl_fast.rollout.episodes import run_episodes
 from sftrl_fast.rollout.hf_backend import HFBackend
@@ -55,6 +56,9 @@ def make_engine(language: LanguageModel, config: Config) -> Engine:
     reason = why_not_native(language)
     if settings.backend == "native" and reason:
         raise UserError(f"rollout.backend='native' does not cover the model: {reason}; use auto or hf")
+    weight = next(language.model.parameters())
+    if not reason and settings.backend == "auto" and choose("cached_attention", tensor=weight) == "torch":
+        reason = f"attention over the cache has no kernel for {weight.dtype} on {weight.device.type} here"
     if settings.backend == "hf" or reason:
         if settings.backend == "auto":
             logger.warning("rollouts use transformers' generate, which is slower: %s", reason)
@@ -62,11 +66,17 @@ def make_engine(language: LanguageModel, config: Config) -> Engine:
             language.model, chat.stop_ids, min(chat.stop_ids), max_sequences=settings.max_sequences,
             decode=chat.decode,
         )  # fmt: skip
-    return NativeEngine(
+    engine = NativeEngine(
         language.model, chat.stop_ids, max_sequences=settings.max_sequences,
         cache_tokens=settings.cache_tokens or default_cache(settings.max_sequences, language.max_context),
         decode=chat.decode,
     )  # fmt: skip
+    if engine.max_context is not None and engine.max_context < language.max_context:
+        logger.info(
+            "rollout.cache_tokens: dialogues end at %d tokens; the model holds %d",
+            engine.max_context, language.max_context,
+        )  # fmt: skip
+    return engine
 
 
 def why_not_native(language: LanguageModel) -> str:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sftrl_fast.core import UserError
 from sftrl_fast.models.families import why_not
 from sftrl_fast.models.projection import Projection
 from sftrl_fast.models.weights import WeightsWatch
@@ -56,6 +57,7 @@ class Decoder:
         self.dtype, self.device = self._body.embed_tokens.weight.dtype, self._body.embed_tokens.weight.device
         self._eps = float(config.rms_norm_eps)
         self._watch = WeightsWatch(model)
+        self._stale = False
         self._cos = self._sin = torch.empty(0, self.head_dim)
         self._bind()
 
@@ -70,11 +72,23 @@ class Decoder:
         """Take over the model's weights if they changed, and say whether they did.
 
         ``thorough`` looks at every value; without it a write through ``.data`` may go unseen
-        (:class:`~sftrl_fast.models.weights.WeightsWatch`).
+        (:class:`~sftrl_fast.models.weights.WeightsWatch`). ``UserError`` if the model itself was changed: adapters put
+        in, another type or device.
         """
-        if not self._watch.changed(thorough=thorough):
+        if thorough and (reason := why_not(self._model)):
+            raise UserError(f"the model was changed into one that the decoder does not cover: {reason}")
+        # Until the weights are bound again: an interrupt in between must not leave old ones in use.
+        self._stale |= self._watch.changed(thorough=thorough)
+        if not self._stale:
             return False
+        weight = self._body.embed_tokens.weight
+        if (weight.dtype, weight.device) != (self.dtype, self.device):
+            came = f"{weight.dtype} on {weight.device}"
+            raise UserError(
+                f"the model is {came} now and was {self.dtype} on {self.device}: make a new engine"
+            )
         self._bind()
+        self._stale = False
         return True
 
     def _bind(self) -> None:

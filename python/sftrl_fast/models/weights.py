@@ -32,12 +32,18 @@ class WeightsWatch:
 
     def __init__(self, model: nn.Module) -> None:
         self.version = 1
+        self._model = model
         self._parameters = list(model.parameters())
         self._signs = self._read()
         self._fingerprints = self._values()
 
     def changed(self, *, thorough: bool) -> bool:
-        """Whether the weights differ from those at the last call that said so; then ``version`` has risen."""
+        """Whether the weights differ from those at the last call that said so; then ``version`` has risen.
+
+        ``thorough`` also finds parameters that were exchanged for others.
+        """
+        if thorough:
+            self._parameters = list(self._model.parameters())
         signs = self._read()
         if signs == self._signs and not thorough:
             return False

@@ -106,10 +106,21 @@ class NativeEngine(Engine):
         answered, self._kept = self._kept, []
         if not self.scheduler.busy:
             return answered
-        began = time.perf_counter()
-        if self.decoder.sync(thorough=self._fresh):
-            self.weights_version = self.decoder.weights_version
+        try:
+            return self._step(answered)
+        except BaseException:
+            # Rows may stand between being encoded and being drawn: what runs begins anew, with the same draws.
+            self._kept = answered + self._kept
             self.scheduler.restart()
+            raise
+
+    def _step(self, answered: Answered) -> Answered:
+        """One pass; adds what ended with it to ``answered``."""
+        began = time.perf_counter()
+        self.decoder.sync(thorough=self._fresh)
+        if self.weights_version != self.decoder.weights_version:
+            self.scheduler.restart()
+            self.weights_version = self.decoder.weights_version
         self._fresh = False
         self.scheduler.admit()
         batch = plan(self.scheduler, self._step_tokens, self.decoder.device)

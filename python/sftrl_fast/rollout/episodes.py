@@ -119,7 +119,7 @@ class _Talk:
 
     def _hear(self, *, wait: bool) -> list[int]:
         """Write down what the environments said; the rows that go on."""
-        going_on = []
+        going_on, left = [], []
         for judged in self._judge.verdicts(wait=wait):
             for place, row in enumerate(judged.rows):
                 completion, text = self._answers.pop(row)
@@ -129,6 +129,9 @@ class _Talk:
                     self._engine.close((self._name, row))
                 else:
                     going_on.append(row)
+                if dialogue.over and not judged.done[place]:
+                    left.append(row)
+        self._judge.leave(left)
         return going_on
 
 

@@ -41,6 +41,10 @@ class RowEnvs(Protocol):
     def judgements(self, rows: Sequence[int], answers: Sequence[str]) -> list[Callable[[], Judgement]]:
         """Calls that judge these answers, and earlier ones that were held back; they may run at the same time."""
 
+    def leave(self, rows: Sequence[int]) -> list[Callable[[], Judgement]]:  # noqa: ARG002  (others need them)
+        """Expect no more answers of these rows; calls that judge what was held back for them."""
+        return []
+
     def close(self) -> None: ...
 
 
@@ -65,6 +69,11 @@ class Judge:
         if rows:
             for call in self._envs.judgements(rows, answers):
                 self._pool.submit(call).add_done_callback(self._ready.put)
+
+    def leave(self, rows: Sequence[int]) -> None:
+        """These rows will not be answered again, though their environments have not ended."""
+        for call in self._envs.leave(rows) if rows else ():
+            self._pool.submit(call).add_done_callback(self._ready.put)
 
     def verdicts(self, *, wait: bool) -> list[Judgement]:
         """Those that are ready; with ``wait``, which some answer must justify, at least one."""
@@ -135,9 +144,18 @@ class _WholeVector(_VectorEnvs):
 
     def judgements(self, rows: Sequence[int], answers: Sequence[str]) -> list[Callable[[], Judgement]]:
         self._held.update(zip(rows, answers, strict=True))
+        return self._complete()
+
+    def leave(self, rows: Sequence[int]) -> list[Callable[[], Judgement]]:
+        with self._lock:
+            self._live[list(rows)] = False
+        return self._complete()
+
+    def _complete(self) -> list[Callable[[], Judgement]]:
+        """The step of all answers held, once every live row has one."""
         with self._lock:
             waiting = int(self._live.sum()) > len(self._held)
-        if waiting:
+        if waiting or not self._held:
             return []
         held, self._held = self._held, {}
         return [lambda: self._step(held)]
