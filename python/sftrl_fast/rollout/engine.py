@@ -43,9 +43,9 @@ class NativeEngine(Engine):
     ``cache_tokens`` tokens (rounded up to pages); others wait, and give way and come back where room is short.
     ``decode`` is needed for stop strings only. On ``step_tokens`` see :data:`STEP_TOKENS`.
 
-    Where the ops' implementations let no row's result depend on other rows (all of ``cpp`` do), hidden states and logits
-    are the same bits in any company, under any budget; drawing runs on torch, where the last bit of a log-probability
-    may depend on the number of rows.
+    Where the ops' implementations let no row's result depend on other rows (all of ``cpp`` do), hidden states and
+    logits are the same bits in any company, under any budget; drawing runs on torch, where the last bit of a
+    log-probability may depend on the number of rows.
     """
 
     name = "native"
