@@ -3,44 +3,15 @@
 #include <vector>
 
 #include "cached_attention_block.h"
+#include "cached_attention_plan.h"
 #include "sftrl/parallel.h"
-
-// A task is a unit of queries that share a prefix, and the query heads of one key/value head. Its rows
-// (queries times heads) go over the prefix together, then each sequence's rows over its own tokens. Tokens
-// are cut into spans by the length of the prefix or of the sequence alone, and a row's spans are merged in
-// order: so a row's result depends neither on who shares its task nor on whether the spans of a task are
-// computed side by side.
 
 namespace sftrl::SFTRL_LEVEL {
 namespace {
 
-constexpr int kRows = 96;           // of a task, at most: they and their scores stay in the second cache
-constexpr int kMostSpans = 16;      // of a prefix, and of a sequence's own tokens
-constexpr int kTasksPerThread = 4;  // of even size: with fewer, threads idle at the end
-constexpr int kRowsToTurn = 3;      // a block's keys are turned in the time that this many rows take
-constexpr std::size_t kMostSlotFloats = std::size_t{1} << 24;
+using namespace cached;
 
-// Queries that attend together: those of whole sequences with one prefix, or some of one sequence. How a
-// sequence is cut depends on nothing but its own number of queries.
-struct Unit {
-    std::int64_t sequence_begin, sequence_end;
-    std::int64_t begin, end;  // queries
-};
-
-// Consecutive tokens of a prefix or of a sequence, and the unit's queries that look at them.
-struct Span {
-    const std::int32_t* pages;
-    std::int64_t begin, end;
-    int query_begin, query_end;  // counted from the unit's first
-    std::int64_t seen;  // tokens, counted as begin is, that query_begin sees; each further query sees
-    bool causal;        // one more if causal, and as many if not
-};
-
-struct Slot {  // a span of a task that is computed beside the task's other spans
-    std::int64_t task;
-    Span span;
-    std::size_t at;  // where its Rows stand
-};
+constexpr int kSecondCache = 2;  // of __builtin_prefetch
 
 struct alignas(64) Line {
     float lanes[kLanes];
@@ -49,114 +20,13 @@ struct alignas(64) Line {
 // Memory of one thread, kept from call to call and grown to the widest head seen.
 struct Memory {
     std::vector<Line> lines;
+    std::vector<Span> spans;
     float* floats(std::size_t count) {
         if (lines.size() * kLanes < count) lines.resize(count / kLanes + 1);
         return lines[0].lanes;
     }
 };
 thread_local Memory desk_memory, slot_memory;
-
-int span_tokens(std::int64_t tokens) {
-    const std::int64_t most = std::int64_t{kMostSpans} * kBlockTokens;
-    return static_cast<int>((tokens + most - 1) / most * kBlockTokens);
-}
-
-// What does not depend on the element type: the cutting of the work.
-class Plan {
-  public:
-    explicit Plan(const CachedAttentionArgs& args)
-        : a(args), ratio(static_cast<int>(a.query_heads / a.kv_heads)) {
-        pieces = (ratio + kRows - 1) / kRows;
-        heads = (ratio + pieces - 1) / pieces;
-        stride = round_up(static_cast<int>(a.width), 2 * kLanes);
-        cut();
-        list_slots();
-    }
-
-    const CachedAttentionArgs& a;
-    int ratio;   // query heads of a key/value head
-    int pieces;  // these are cut into, of `heads` each at most
-    int heads;
-    int stride;  // floats of a row of values
-    std::vector<Unit> units;
-    std::vector<Slot> slots;          // empty: a task computes its spans itself
-    std::vector<std::size_t> firsts;  // [tasks + 1], into slots
-    std::size_t slot_floats = 0;
-
-    std::int64_t tasks() const { return static_cast<std::int64_t>(units.size()) * a.kv_heads * pieces; }
-    const Unit& unit(std::int64_t task) const {
-        return units[static_cast<std::size_t>(task / (a.kv_heads * pieces))];
-    }
-    int kv_head(std::int64_t task) const { return static_cast<int>(task / pieces % a.kv_heads); }
-    int first_head(std::int64_t task) const {  // of its key/value head's
-        return static_cast<int>(task % pieces) * heads;
-    }
-    int heads_of(std::int64_t task) const { return std::min(heads, ratio - first_head(task)); }
-
-    // f(span) for the spans of a unit, in the order in which they are merged.
-    template <class F>
-    void each_span(const Unit& unit, const F& f) const {
-        const std::int32_t prefix = a.prefix_of[unit.sequence_begin];
-        const std::int64_t length = a.prefix_lengths[prefix];
-        for (std::int64_t at = 0, step = span_tokens(length); at < length; at += step) {
-            f(Span{a.prefix_pages + prefix * a.prefix_stride, at, std::min(at + step, length), 0,
-                   static_cast<int>(unit.end - unit.begin), length, false});
-        }
-        for (std::int64_t s = unit.sequence_begin; s < unit.sequence_end; ++s) {
-            const std::int64_t begin = std::max<std::int64_t>(a.query_offsets[s], unit.begin);
-            const std::int64_t end = std::min<std::int64_t>(a.query_offsets[s + 1], unit.end);
-            const std::int64_t ahead = a.own_lengths[s] - a.query_offsets[s + 1];  // may be below 0
-            for (std::int64_t at = 0, step = span_tokens(a.own_lengths[s]); at < ahead + end; at += step) {
-                f(Span{a.own_pages + s * a.own_stride, at, std::min(at + step, ahead + end),
-                       static_cast<int>(begin - unit.begin), static_cast<int>(end - unit.begin),
-                       ahead + begin + 1, true});
-            }
-        }
-    }
-
-  private:
-    void cut() {
-        const std::int64_t most = std::max(1, kRows / heads);
-        bool open = false;  // the last unit may take further sequences
-        for (std::int64_t s = 0; s < a.sequences; ++s) {
-            const std::int64_t begin = a.query_offsets[s], end = a.query_offsets[s + 1];
-            if (open && end - units.back().begin <= most && a.prefix_of[s] == a.prefix_of[s - 1]) {
-                units.back().sequence_end = s + 1;
-                units.back().end = end;
-                continue;
-            }
-            for (std::int64_t at = begin; at < end; at += most) {
-                units.push_back({s, s + 1, at, std::min(at + most, end)});
-            }
-            open = end - begin <= most;
-        }
-    }
-
-    // Few tasks, or uneven ones, leave threads idle: then their spans are computed side by side.
-    void list_slots() {
-        const int threads = max_threads();
-        std::int64_t total = 0, largest = 0;
-        for (const Unit& unit : units) {
-            std::int64_t cost = 0;
-            each_span(unit, [&](const Span& span) {
-                cost += (span.end - span.begin) * (heads * (span.query_end - span.query_begin) + kRowsToTurn);
-            });
-            total += cost * a.kv_heads * pieces;
-            largest = std::max(largest, cost);
-        }
-        if (threads == 1 || largest * kTasksPerThread * threads <= total) return;
-        for (std::int64_t task = 0; task < tasks(); ++task) {
-            firsts.push_back(slots.size());
-            each_span(unit(task), [&](const Span& span) {
-                slots.push_back({task, span, slot_floats});
-                const int rows = heads_of(task) * (span.query_end - span.query_begin);
-                slot_floats += static_cast<std::size_t>(round_up(rows, kLanes)) * (stride + 2);
-            });
-        }
-        firsts.push_back(slots.size());
-        if (slot_floats > kMostSlotFloats) slots.clear();
-    }
-};
 
 template <class T>
 class Attention {
@@ -177,11 +47,16 @@ class Attention {
         const Unit& unit = p_.unit(task);
         read_queries(task, 0, static_cast<int>(unit.end - unit.begin), desk);
         begin(task, desk.rows);
-        p_.each_span(unit, [&](const Span& span) {
-            const int first = span.query_begin * p_.heads_of(task);
-            attend(task, span, desk.queries + first * units_, desk, desk.part);
-            merge(desk.rows.from(first), desk.part, (span.query_end - span.query_begin) * p_.heads_of(task));
-        });
+        std::vector<Span>& spans = desk_memory.spans;
+        spans.clear();
+        p_.each_span(unit, [&](const Span& span) { spans.push_back(span); });
+        for (std::size_t i = 0; i < spans.size(); ++i) {
+            if (i + 1 < spans.size()) fetch(task, spans[i + 1], desk);
+            const int first = spans[i].query_begin * p_.heads_of(task);
+            attend(task, spans[i], desk.queries + first * units_, desk, desk.part);
+            merge(desk.rows.from(first), desk.part,
+                  (spans[i].query_end - spans[i].query_begin) * p_.heads_of(task));
+        }
         write(task, desk.rows);
     }
 
@@ -301,19 +176,42 @@ class Attention {
         for (int t = tokens; t < round_up(tokens, kLanes); ++t) desk.keys[t] = desk.values[t] = desk.zeros;
     }
 
+    // Asks for a span's first tokens while the span before it is worked on.
+    void fetch(std::int64_t task, const Span& span, Desk& desk) const {
+        const int tokens = static_cast<int>(std::min<std::int64_t>(kChunkTokens, span.end - span.begin));
+        find(task, span.pages, span.begin, tokens, desk);
+        fetch(desk.keys, tokens);
+        fetch(desk.values, tokens);
+    }
+    void fetch(const T* const* rows, int count) const {
+        for (int i = 0; i < count; ++i) {
+            const char* const row = reinterpret_cast<const char*>(rows[i]);
+            for (std::size_t at = 0; at < width_ * sizeof(T); at += 64)
+                __builtin_prefetch(row + at, 0, kSecondCache);
+        }
+    }
+
     // Keys [tokens] x [units] become packed [units, kChunkTokens].
     void pack(const T* const* keys, int tokens, float* packed) const {
         for (int t = 0; t < tokens; t += kLanes) {
             for (int u = 0; u < units_; u += kLanes) {
-                const int count = std::min(kLanes, units_ - u);
-                f32x16 rows[kLanes];
-                for (int i = 0; i < kLanes; ++i) {
-                    rows[i] = P::units(keys[t + i] + u * P::kElements, count, width_ - u * P::kElements);
+                float* const to = packed + u * kChunkTokens + t;
+                if ((u + kLanes) * P::kElements <= width_) {
+                    turn(keys + t, u, to, kLanes, [](const T* from) { return P::units(from); });
+                } else {
+                    const int count = units_ - u, left = width_ - u * P::kElements;
+                    turn(keys + t, u, to, count, [=](const T* from) { return P::units(from, count, left); });
                 }
-                transpose(rows);
-                for (int i = 0; i < count; ++i) store(rows[i], packed + (u + i) * kChunkTokens + t);
             }
         }
+    }
+    template <class Load>
+    static SFTRL_INLINE void turn(const T* const* keys, int unit, float* to, int count,
+                                  const Load& load_units) {
+        f32x16 rows[kLanes];
+        for (int i = 0; i < kLanes; ++i) rows[i] = load_units(keys[i] + unit * P::kElements);
+        transpose(rows);
+        for (int i = 0; i < count; ++i) store(rows[i], to + i * kChunkTokens);
     }
 
     // The span's queries, whose rows begin at `queries`, over its tokens.
@@ -341,6 +239,7 @@ class Attention {
     void score(const QueryUnit* queries, int rows, int tokens, const Seen& seen, const Desk& desk) const {
         for (int chunk = 0; chunk < tokens; chunk += kChunkTokens) {
             const int count = std::min(kChunkTokens, tokens - chunk);
+            fetch(desk.values + chunk, count);
             pack(desk.keys + chunk, count, desk.packed);
             for (int r = 0; r < rows; r += kTileRows) {
                 const int tile = std::min(kTileRows, rows - r);

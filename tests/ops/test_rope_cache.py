@@ -15,7 +15,7 @@ from sftrl_fast.core import UserError
 from sftrl_fast.ops.dispatch import availability
 from sftrl_fast.ops.rope_cache import rope_cache, rope_cache_torch
 
-IMPLS = [row.impl for row in availability("rope_cache") if row.available]
+IMPLS = [row.impl for row in availability("rope_cache", torch.empty(0)) if row.available]
 MARGIN = 2.0
 """An implementation's error against float64 may be this many times the torch reference's of the same type."""
 
