@@ -145,25 +145,3 @@ def cached_attention(
     scale: float,
     dtype: int,
 ) -> None: ...
-def swiglu(gate_up: int, out: int, rows: int, width: int, dtype: int) -> None: ...
-def rope_cache(
-    q: int,
-    k: int,
-    v: int,
-    out: int,
-    cos: int,
-    sin: int,
-    positions: int,
-    slots: int,
-    k_cache: int,
-    v_cache: int,
-    tokens: int,
-    q_stride: int,
-    k_stride: int,
-    v_stride: int,
-    heads: int,
-    kv_heads: int,
-    dim: int,
-    page: int,
-    dtype: int,
-) -> None: ...
