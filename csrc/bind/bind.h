@@ -26,5 +26,6 @@ void logprob(pybind11::module_& m);
 void cached_attention(pybind11::module_& m);
 void rope_cache(pybind11::module_& m);
 void swiglu(pybind11::module_& m);
+void image_tiles(pybind11::module_& m);
 
 }  // namespace sftrl::bind

@@ -16,4 +16,5 @@ PYBIND11_MODULE(_C, m) {
     sftrl::bind::cached_attention(m);
     sftrl::bind::rope_cache(m);
     sftrl::bind::swiglu(m);
+    sftrl::bind::image_tiles(m);
 }

@@ -56,6 +56,13 @@ def rms_norm(
     dtype: int,
 ) -> None: ...
 def swiglu(gate_up: int, out: int, rows: int, width: int, dtype: int) -> None: ...
+def image_tiles(
+    tensors: tuple[int, int, int, int],
+    weights: tuple[int, int, int, int],
+    sizes: tuple[int, int, int, int, int, int, int],
+    tiles: tuple[int, int, int],
+    dtype: int,
+) -> None: ...
 def rope_cache(
     q: int,
     k: int,

@@ -128,6 +128,12 @@ OPS: dict[str, dict[str, Implementation]] = {
         "cpp": _cpp("rope_cache:rope_cache_cpp"),
         "torch": _torch("rope_cache:rope_cache_torch"),
     },
+    "image_tiles": {
+        "cpp": Implementation(
+            "sftrl_fast.ops.cpp.image_tiles:image_tiles_cpp", _no_extension, "cpu", (torch.uint8,)
+        ),
+        "torch": _torch("image_tiles:image_tiles_torch"),
+    },
     "fingerprint": {
         "cpp": Implementation("sftrl_fast.ops.cpp.fingerprint:fingerprint_cpp", _no_extension, "cpu"),
         "torch": _torch("fingerprint:fingerprint_torch"),
