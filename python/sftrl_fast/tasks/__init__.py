@@ -16,7 +16,7 @@ _POINTS_VECTOR = "sftrl_fast.tasks.general_points.vector_env:GeneralPointsVector
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """An environment id and what it deals; the last four are keywords of the card environments."""
+    """An environment id and what it deals; the last six are keywords of the card environments."""
 
     id: str
     entry_point: str
@@ -25,6 +25,8 @@ class TaskRow:
     part: str
     with_face: bool | None = None
     every_order: bool = False
+    look: str = "text"
+    deck: str = "black"
 
     def kwargs(self) -> dict[str, str | bool | None]:
         return {
@@ -32,7 +34,17 @@ class TaskRow:
             "part": self.part,
             "with_face": self.with_face,
             "every_order": self.every_order,
+            "look": self.look,
+            "deck": self.deck,
         }
+
+
+def _picture(name: str, rule: str, part: str, deck: str = "black", *, shift: bool = False) -> TaskRow:
+    """Cards as a picture; with ``shift`` only hands that hold a face card."""
+    return TaskRow(
+        f"sftrl/points-image-{name}-v1", _POINTS, _POINTS_VECTOR, rule, part, with_face=True if shift else None,
+        every_order=name == "train", look="image", deck=deck,
+    )  # fmt: skip
 
 
 # fmt: off
@@ -48,6 +60,20 @@ TASKS = (
     # The paper's protocol: training and in-distribution test deal from the same hands.
     TaskRow("sftrl/points-text-all-v1", _POINTS, _POINTS_VECTOR, "face10", "all", every_order=True),
     TaskRow("sftrl/points-text-all-once-v1", _POINTS, _POINTS_VECTOR, "face10", "all"),
+    # Pictures of black suits under the training rule.
+    _picture("train", "face10", "train"),
+    _picture("validation", "face10", "validation"),
+    _picture("seen", "face10", "train"),
+    _picture("id", "face10", "test"),
+    # The rule shift, the visual shift (red suits), both, and other decks.
+    _picture("rule-ood", "face11-13", "all", shift=True),
+    _picture("visual-ood", "face10", "test", "red"),
+    _picture("both-ood", "face11-13", "all", "red", shift=True),
+    _picture("mixed", "face10", "test", "mixed"),
+    _picture("four-colour", "face10", "test", "four-colour"),
+    _picture("large-index", "face10", "test", "large-index"),
+    _picture("roman", "face10", "test", "roman"),
+    _picture("dots", "face10", "test", "dots"),
 )
 # fmt: on
 

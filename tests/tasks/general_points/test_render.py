@@ -96,9 +96,9 @@ def test_a_table_is_the_callers_own() -> None:
         (([1, 2, 3], [0] * 4, "black", 100), "ranks="),
         (([1, 2, 3, 4], [0, 0, 0, 4], "black", 100), "suits="),
         (([1, 2, 3, 4], [0] * 4, "tarot", 100), "deck='tarot' is unknown"),
-        (([1, 2, 3, 4], [0] * 4, "black", SMALLEST - 1), "image_size="),
-        (([1, 2, 3, 4], [0] * 4, "black", LARGEST + 1), "image_size="),
-        (([1, 2, 3, 4], [0] * 4, "black", True), "image_size=True"),
+        (([1, 2, 3, 4], [0] * 4, "black", SMALLEST - 1), "size="),
+        (([1, 2, 3, 4], [0] * 4, "black", LARGEST + 1), "size="),
+        (([1, 2, 3, 4], [0] * 4, "black", True), "size=True"),
     ],
 )
 def test_bad_input_names_the_argument(arguments: tuple, message: str) -> None:

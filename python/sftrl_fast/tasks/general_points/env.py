@@ -1,4 +1,4 @@
-"""GeneralPoints as a Gymnasium environment of text: one hand, up to ``verify_iter`` answers.
+"""GeneralPoints as a Gymnasium environment: one hand, up to ``verify_iter`` answers.
 
 :class:`CardSet` holds what this environment and its vector form (``vector_env.py``) share.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.spaces import Box, Dict, Space
 
 from sftrl_fast.core import UserError
 from sftrl_fast.tasks.general_points import prompt
@@ -18,6 +19,13 @@ from sftrl_fast.tasks.general_points.expert import demonstrate
 from sftrl_fast.tasks.general_points.rules import FIRST_FACE, RULES, rank_names
 from sftrl_fast.tasks.general_points.verifier import REWARDS, Outcome, Verdicts, verify
 from sftrl_fast.tasks.spaces import AnyText
+
+LOOKS = ("text", "image")
+DEFAULT_SIZE = 1200
+"""Pixels along a side of a picture, as the paper's have."""
+
+Observation = Any
+"""A text, or with pictures ``{"text": text, "image": uint8 [size, size, 3]}``."""
 
 # Added to the last wrong turn in both reward tables. The published code gives it in a further turn, whose
 # answer it does not judge: undiscounted, the episode's return is the same, and that turn's tokens are saved.
@@ -37,9 +45,10 @@ class CardSet:
     """The items of one set and how they are asked, shown and judged.
 
     ``rule``, ``part``, ``with_face`` and ``every_order`` choose the hands, as
-    :func:`~sftrl_fast.tasks.general_points.deal.deal` says, and come with the environment's id. The user's
-    own keywords: ``verify_iter``, answers an episode may take, at least 1; ``rewards``, ``"exact"`` or
-    ``"reference"``; ``target``. Anything else, and a target that no hand of the set reaches, raises
+    :func:`~sftrl_fast.tasks.general_points.deal.deal` says, and come with the environment's id; so do ``look``,
+    ``"text"`` or ``"image"``, and the picture's ``deck``. The user's own keywords: ``verify_iter``, answers an
+    episode may take, at least 1; ``rewards``, ``"exact"`` or ``"reference"``; ``target``; with pictures also
+    ``size``, pixels along a side. Anything else, and a target that no hand of the set reaches, raises
     :class:`~sftrl_fast.core.UserError`.
     """
 
@@ -50,15 +59,20 @@ class CardSet:
         part: str = "train",
         with_face: bool | None = None,
         every_order: bool = False,
+        look: str = "text",
+        deck: str = "black",
         verify_iter: int = 5,
         rewards: str = "exact",
         target: int = 24,
         **unknown: object,
     ) -> None:
+        _one_of("look", look, LOOKS)
+        self.look, self.deck, self.size = look, deck, DEFAULT_SIZE
+        if look == "image":
+            self.size = self._checked_picture(deck, unknown.pop("size", DEFAULT_SIZE))
         for key, value in unknown.items():
-            raise UserError(
-                f"{key}={value!r} is no keyword of this task; it takes verify_iter, rewards, target"
-            )
+            known = "verify_iter, rewards, target" + (", size" if look == "image" else "")
+            raise UserError(f"{key}={value!r} is no keyword of this task; it takes {known}")
         _one_of("rule", rule, tuple(RULES))
         _one_of("part", part, PARTS)
         _one_of("with_face", with_face, (None, True, False))
@@ -95,13 +109,46 @@ class CardSet:
 
     def question(self, index: int) -> str:
         """The first user message of item ``index``."""
-        return prompt.question(self.items[index].tolist(), self.rule, self.target)
+        ranks = self.items[index].tolist() if self.look == "text" else None
+        return prompt.question(ranks, self.rule, self.target)
+
+    def picture(self, index: int) -> np.ndarray | None:
+        """The table of item ``index``, uint8 ``[size, size, 3]``, read-only; None for a task of text."""
+        if self.look == "text":
+            return None
+        # Only here: an environment of text needs no image library.
+        from sftrl_fast.tasks.general_points import render
+
+        ranks = self.items[index].tolist()
+        suits = render.deal_suits(ranks, render.get_deck(self.deck))
+        table = render.draw_table(ranks, suits, self.deck, self.size)
+        table.setflags(write=False)
+        return table
+
+    def space(self) -> Space[Any]:
+        """The space of one observation."""
+        if self.look == "text":
+            return AnyText()
+        return Dict({"text": AnyText(), "image": Box(0, 255, (self.size, self.size, 3), np.uint8)})
+
+    @staticmethod
+    def observation(text: str, picture: np.ndarray | None) -> Observation:
+        return text if picture is None else {"text": text, "image": picture}
+
+    @staticmethod
+    def _checked_picture(deck: str, size: Any) -> int:
+        from sftrl_fast.tasks.general_points import render
+
+        render.get_deck(deck)
+        render.check_size(size)
+        return int(size)
 
     def judge(self, answers: Sequence[str], indices: Sequence[int] | np.ndarray) -> Verdicts:
         """One verdict an answer, ``answers[i]`` to item ``indices[i]``."""
         return verify(
-            answers, self.items[indices], rule=self.rule.name, target=self.target, rewards=self.rewards
-        )
+            answers, self.items[indices], rule=self.rule.name, target=self.target, rewards=self.rewards,
+            cards_shown=self.look == "image",
+        )  # fmt: skip
 
     def checked_indices(self, key: str, value: object, shape: tuple[int, ...]) -> np.ndarray:
         """``value`` as item numbers of ``shape``; ``UserError`` naming ``key`` if it is anything else."""
@@ -123,26 +170,28 @@ def check_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> dic
     return options or {}
 
 
-class GeneralPointsEnv(CardSet, gymnasium.Env[str, str]):
+class GeneralPointsEnv(CardSet, gymnasium.Env[Observation, str]):
     """One hand at a time. Keywords: :class:`CardSet`.
 
-    An observation is the newest user message, empty when the episode is over; an action is the model's
-    answer. A right answer terminates, the ``verify_iter``-th wrong one truncates and costs 1 more.
+    An observation is the newest user message, empty when the episode is over, and with pictures also the table, the
+    same throughout an episode; an action is the model's answer. A right answer terminates, the ``verify_iter``-th
+    wrong one truncates and costs 1 more.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012  (Gymnasium's own declaration)
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__(**keywords)
-        self.observation_space = AnyText()
+        self.observation_space = self.space()
         self.action_space = AnyText()
         self._index = 0
+        self._picture: np.ndarray | None = None
         self._attempts_left = 0
         self._live = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    ) -> tuple[Observation, dict[str, Any]]:
         """Deal item ``options["index"]``, or one drawn by ``seed`` when no index is given.
 
         ``info`` holds ``index``, ``attempts_left`` and the task's facts: ``cards`` (names), ``numbers``,
@@ -156,13 +205,15 @@ class GeneralPointsEnv(CardSet, gymnasium.Env[str, str]):
             self._index = int(self.np_random.integers(self.num_items))
         self._attempts_left = self.verify_iter
         self._live = True
-        return self.question(self._index), self._facts()
+        self._picture = self.picture(self._index)
+        return self._shown(self.question(self._index)), self._facts()
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    def step(self, action: str) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Judge the answer ``action``.
 
         ``info`` adds to that of :meth:`reset`: ``success``, ``outcome`` (:class:`~sftrl_fast.Outcome`),
-        ``cards_ok``, the verifier's ``message`` and the formula's ``value``, ``"n/d"`` or None.
+        ``cards_ok``, the verifier's ``message`` and the formula's ``value``, ``"n/d"`` or None; with pictures also
+        ``recognised``, the same as ``cards_ok``.
         Raises ``gymnasium.error.ResetNeeded`` when no episode is under way.
         """
         if not self._live:
@@ -184,8 +235,15 @@ class GeneralPointsEnv(CardSet, gymnasium.Env[str, str]):
             "message": message,
             "value": f"{numerator}/{denominator}" if denominator else None,
         }
+        if self.look == "image":
+            info["recognised"] = info["cards_ok"]
         reward = float(verdicts.reward[0]) + (BUDGET_USED_UP if truncated else 0.0)
-        return prompt.revision(message) if self._live else "", reward, terminated, truncated, info
+        observation = self._shown(prompt.revision(message) if self._live else "")
+        return observation, reward, terminated, truncated, info
+
+    def _shown(self, text: str) -> Observation:
+        """A new observation each time, for its receiver to keep."""
+        return self.observation(text, None if self._picture is None else self._picture.copy())
 
     def _facts(self) -> dict[str, Any]:
         ranks = self.items[self._index].tolist()

@@ -18,6 +18,8 @@ parentheses only, and equals {target}.
 [Output] JSON with the cards, their numbers under the rule, and the formula: \
 {{"cards": [...], "number": [...], "formula": "..."}}"""
 
+IN_THE_PICTURE = "in the picture"
+
 REVISION = "You failed this trial because {message}. Try again."
 
 
@@ -25,9 +27,10 @@ def card_list(ranks: Sequence[int]) -> str:
     return "[" + ", ".join(f'"{name}"' for name in rank_names(ranks)) + "]"
 
 
-def question(ranks: Sequence[int], rule: Rule, target: int) -> str:
-    """The user's first turn for a hand of cards, in the order they lie."""
-    return QUESTION.format(target=target, sentence=rule.sentence, cards=card_list(ranks))
+def question(ranks: Sequence[int] | None, rule: Rule, target: int) -> str:
+    """The user's first turn for a hand of cards in the order they lie, or with None for cards on a picture."""
+    cards = IN_THE_PICTURE if ranks is None else card_list(ranks)
+    return QUESTION.format(target=target, sentence=rule.sentence, cards=cards)
 
 
 def answer(ranks: Sequence[int], rule: Rule, formula: str, target: int) -> str:

@@ -116,4 +116,4 @@ def check_size(size: object) -> None:
     """Raise ``UserError`` for a size that no table has."""
     whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
     if not whole or not SMALLEST <= int(size) <= LARGEST:  # type: ignore[call-overload]
-        raise UserError(f"image_size={size!r} must be a whole number of pixels, {SMALLEST} to {LARGEST}")
+        raise UserError(f"size={size!r} must be a whole number of pixels, {SMALLEST} to {LARGEST}")

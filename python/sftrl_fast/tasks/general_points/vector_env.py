@@ -12,19 +12,19 @@ from gymnasium.vector import AutoresetMode
 
 from sftrl_fast.core import UserError
 from sftrl_fast.tasks.general_points import prompt
-from sftrl_fast.tasks.general_points.env import BUDGET_USED_UP, CardSet, check_options
+from sftrl_fast.tasks.general_points.env import BUDGET_USED_UP, CardSet, Observation, check_options
 from sftrl_fast.tasks.general_points.verifier import Outcome
 from sftrl_fast.tasks.spaces import AnyText
 
-Texts = tuple[str, ...]
+Observations = tuple[Observation, ...]
 
 
-class GeneralPointsVectorEnv(CardSet, gymnasium.vector.VectorEnv[Texts, Sequence[str], np.ndarray]):
+class GeneralPointsVectorEnv(CardSet, gymnasium.vector.VectorEnv[Observations, Sequence[str], np.ndarray]):
     """``num_envs`` rows, each the same as a :class:`~.env.GeneralPointsEnv`. Keywords: ``num_envs`` and those
     of :class:`~.env.CardSet`.
 
     A finished row waits for ``reset``: its action is ignored, its observation is empty, its reward 0, and
-    everything else keeps its last value.
+    everything else keeps its last value. Pictures are read-only, and rows of one item share theirs.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012
@@ -34,11 +34,12 @@ class GeneralPointsVectorEnv(CardSet, gymnasium.vector.VectorEnv[Texts, Sequence
         if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
             raise UserError(f"num_envs={num_envs!r} must be a whole number of at least 1")
         self.num_envs = num_envs
-        self.single_observation_space, self.single_action_space = AnyText(), AnyText()
+        self.single_observation_space, self.single_action_space = self.space(), AnyText()
         # One space for all rows: a space a row would take longer to build than a batch takes to judge.
-        self.observation_space = Tuple((AnyText(),) * num_envs)
+        self.observation_space = Tuple((self.space(),) * num_envs)
         self.action_space = Tuple((AnyText(),) * num_envs)
         self._dealt = False
+        self._pictures: list[np.ndarray | None] = [None] * num_envs
         self._indices = np.zeros(num_envs, dtype=np.int64)
         self._attempts_left = np.zeros(num_envs, dtype=np.int64)
         self._terminated = np.zeros(num_envs, dtype=np.bool_)
@@ -49,7 +50,7 @@ class GeneralPointsVectorEnv(CardSet, gymnasium.vector.VectorEnv[Texts, Sequence
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Texts, dict[str, Any]]:
+    ) -> tuple[Observations, dict[str, Any]]:
         """Deal the items ``options["index"]``, ``[num_envs]``, or ones drawn by ``seed`` when none are given.
 
         ``infos`` holds ``index`` and ``attempts_left``, int64 ``[num_envs]``.
@@ -66,31 +67,35 @@ class GeneralPointsVectorEnv(CardSet, gymnasium.vector.VectorEnv[Texts, Sequence
         self._dealt = True
         different, row_of = np.unique(self._indices, return_inverse=True)
         questions = [self.question(index) for index in different]
+        pictures = [self.picture(index) for index in different]
+        self._pictures = [pictures[row] for row in row_of]
         infos = {"index": self._indices.copy(), "attempts_left": self._attempts_left.copy()}
-        return tuple(questions[row] for row in row_of), infos
+        shown = (self.observation(questions[row], pictures[row]) for row in row_of)
+        return tuple(shown), infos
 
     def step(
         self, actions: Sequence[str]
-    ) -> tuple[Texts, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    ) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Judge ``actions[i]`` as the answer to row ``i``.
 
         Rewards are float64, ``terminated`` and ``truncated`` bool, all ``[num_envs]``. ``infos`` holds
         ``success`` and ``cards_ok`` (bool), ``index``, ``outcome`` and ``attempts_left`` (int64), all
         ``[num_envs]``, and ``value`` (int64 ``[num_envs, 2]``: numerator and denominator, denominator 0 for
-        none). Raises ``gymnasium.error.ResetNeeded`` before the first ``reset``.
+        none); with pictures also ``recognised``, the same as ``cards_ok``. Raises ``gymnasium.error.ResetNeeded``
+        before the first ``reset``.
         """
         self._check_actions(actions, self.num_envs)
         live = np.flatnonzero(~(self._terminated | self._truncated))
         judged, reward = self._judge([actions[row] for row in live.tolist()], live)
-        observations, rewards = [""] * self.num_envs, np.zeros(self.num_envs, dtype=np.float64)
+        texts, rewards = [""] * self.num_envs, np.zeros(self.num_envs, dtype=np.float64)
         rewards[live] = reward
-        for row, observation in zip(live.tolist(), judged, strict=True):
-            observations[row] = observation
-        return self._results(observations, rewards, slice(None))
+        for row, text in zip(live.tolist(), judged, strict=True):
+            texts[row] = text
+        return self._results(texts, rewards, slice(None))
 
     def step_rows(
         self, rows: np.ndarray, actions: Sequence[str]
-    ) -> tuple[Texts, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    ) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Judge ``actions[i]`` as the answer to row ``rows[i]`` and leave the other rows alone.
 
         Returns what :meth:`step` does, with an entry for each of ``rows``, int64, which must differ and be under way.
@@ -98,11 +103,11 @@ class GeneralPointsVectorEnv(CardSet, gymnasium.vector.VectorEnv[Texts, Sequence
         self._check_actions(actions, len(rows))
         if len(np.unique(rows)) < len(rows) or (self._terminated[rows] | self._truncated[rows]).any():
             raise UserError(f"rows={rows!r:.60} must differ and be rows that are not over")
-        observations, rewards = self._judge(actions, rows)
-        return self._results(observations, rewards, rows)
+        texts, rewards = self._judge(actions, rows)
+        return self._results(texts, rewards, rows)
 
     def _judge(self, actions: Sequence[str], rows: np.ndarray) -> tuple[list[str], np.ndarray]:
-        """Observation and reward of each of ``rows``, all of them under way."""
+        """Next message and reward of each of ``rows``, all of them under way."""
         if not self._dealt:
             raise gymnasium.error.ResetNeeded("no episodes are under way: call reset before step")
         verdicts = self.judge(actions, self._indices[rows])
@@ -114,17 +119,17 @@ class GeneralPointsVectorEnv(CardSet, gymnasium.vector.VectorEnv[Texts, Sequence
         self._outcome[rows] = verdicts.outcome
         self._cards_ok[rows] = verdicts.cards_ok
         self._value[rows] = verdicts.value
-        observations = [""] * len(rows)
+        texts = [""] * len(rows)
         again = np.flatnonzero(~(right | exhausted))
         if again.size:
             messages = verdicts.messages()
             for place in again.tolist():
-                observations[place] = prompt.revision(messages[place])
-        return observations, verdicts.reward + BUDGET_USED_UP * exhausted
+                texts[place] = prompt.revision(messages[place])
+        return texts, verdicts.reward + BUDGET_USED_UP * exhausted
 
     def _results(
-        self, observations: list[str], rewards: np.ndarray, rows: np.ndarray | slice
-    ) -> tuple[Texts, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        self, texts: list[str], rewards: np.ndarray, rows: np.ndarray | slice
+    ) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         infos = {
             "index": self._indices[rows].copy(),
             "attempts_left": self._attempts_left[rows].copy(),
@@ -133,8 +138,11 @@ class GeneralPointsVectorEnv(CardSet, gymnasium.vector.VectorEnv[Texts, Sequence
             "cards_ok": self._cards_ok[rows].copy(),
             "value": self._value[rows].copy(),
         }
+        if self.look == "image":
+            infos["recognised"] = infos["cards_ok"]
+        pictures = (self._pictures[row] for row in np.arange(self.num_envs)[rows])
         return (
-            tuple(observations),
+            tuple(map(self.observation, texts, pictures)),
             rewards,
             self._terminated[rows].copy(),
             self._truncated[rows].copy(),
