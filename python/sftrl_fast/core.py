@@ -6,11 +6,12 @@ batch, ``D`` hidden width, ``V`` vocabulary, ``G`` episodes of a group.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 
 
 class UserError(ValueError):
@@ -21,13 +22,35 @@ class UserError(ValueError):
     """
 
 
-@dataclass(frozen=True, slots=True)
+Image = npt.NDArray[np.uint8]
+"""A picture, ``[height, width, 3]``, red, green, blue; never written to. One object is one picture: what is computed
+from it is computed once."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Observation:
+    """What an environment tells the model: a text, and a picture if there is one to look at."""
+
+    text: str
+    image: Image | None = None
+
+    @classmethod
+    def of(cls, value: Any) -> Observation:
+        """An environment's own form: a text, or a mapping with ``text`` and ``image``."""
+        if isinstance(value, Mapping):
+            return cls(str(value["text"]), value["image"])
+        return cls(str(value))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Message:
     """One turn of a dialogue that is given and not sampled. ``trained`` matters for assistant turns only."""
 
     role: str
     text: str
     trained: bool = True
+    image: Image | None = None
+    """A picture that comes with the text, for a user's turn."""
 
 
 Dialogue = list[Message]
@@ -43,6 +66,8 @@ class Verdict:
     success: bool
     message: str
     """The user's next turn when another attempt is left, else the empty string."""
+    recognised: bool | None = None
+    """Whether the answer read rightly what was shown to it; None where the task does not judge that apart."""
 
 
 @dataclass(slots=True)
@@ -60,6 +85,8 @@ class Turn:
     stopped: bool
     """True if a stop token ended the answer, False if the length limit did."""
     verdict: Verdict
+    image: Image | None = None
+    """The picture that came with ``prompt_ids``, which hold its token."""
 
 
 @dataclass(slots=True)
@@ -105,6 +132,10 @@ class Row:
     """One value a trained token, in order; None outside RL."""
     prompt: int = 0
     """Tokens at the row's beginning that are a prompt, none of them trained: rows with the same ones share them."""
+    images: tuple[Image, ...] = ()
+    """The row's pictures, in the order of their tokens."""
+    prompt_images: int = 0
+    """How many of them belong to the prompt."""
 
 
 @runtime_checkable
@@ -112,7 +143,8 @@ class TaskEnv(Protocol):
     """What a task environment offers beside Gymnasium's ``step``.
 
     ``reset(options={"index": i})`` deals item ``i``, ``0 <= i < num_items``; the observation is the newest
-    user message; ``info`` of ``step`` holds ``success``, ``outcome`` and ``attempts_left``.
+    user message, or a mapping of ``text`` and ``image``, in which a picture that is equal to the last one is not
+    shown again; ``info`` of ``step`` holds ``success``, ``outcome`` and ``attempts_left``.
     """
 
     num_items: int

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sftrl_fast.config import Config
-from sftrl_fast.core import TaskEnv, UserError
+from sftrl_fast.core import Episode, TaskEnv, UserError
 from sftrl_fast.models.chat import Chat
 from sftrl_fast.models.decoder import Decoder
 from sftrl_fast.models.load import LanguageModel, load
@@ -36,6 +36,8 @@ class Evaluation:
     successes: list[bool]
     attempts: float
     """Mean answers given an item."""
+    recognition: float | None = None
+    """Share of answers that read rightly what was shown; None where the task does not judge that apart."""
 
 
 def load_configured(config: Config) -> LanguageModel:
@@ -63,7 +65,7 @@ def make_engine(language: LanguageModel, config: Config) -> Engine:
             logger.warning("rollouts use transformers' generate, which is slower: %s", reason)
         return HFBackend(
             language.model, chat.stop_ids, min(chat.stop_ids), max_sequences=settings.max_sequences,
-            decode=chat.decode,
+            decode=chat.decode, vision=language.vision,
         )  # fmt: skip
     return NativeEngine(
         language.model, chat.stop_ids, max_sequences=settings.max_sequences, cache_tokens=settings.cache_tokens,
@@ -110,7 +112,14 @@ def evaluate_set(engine: Engine, chat: Chat, env_id: str, config: Config, *, max
     successes = [episode.success for episode in episodes]
     attempts = sum(len(episode.turns) for episode in episodes)
     questions = np.asarray(env.questions())[items].tolist()
-    return Evaluation(items, questions, successes, attempts / max(1, len(items)))
+    return Evaluation(items, questions, successes, attempts / max(1, len(items)), recognition(episodes))
+
+
+def recognition(episodes: Sequence[Episode]) -> float | None:
+    """Share of the episodes' answers that read rightly what was shown; None where the task does not judge it apart."""
+    read = [turn.verdict.recognised for episode in episodes for turn in episode.turns]
+    judged = [found for found in read if found is not None]
+    return sum(judged) / len(judged) if judged else None
 
 
 def subset(strata: Sequence[int] | np.ndarray, limit: int, key: str) -> list[int]:

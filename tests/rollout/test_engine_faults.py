@@ -122,7 +122,7 @@ def test_a_dialogue_that_leaves_does_not_hold_up_the_others() -> None:
     assert judge.verdicts(wait=False) == []
     judge.leave([2])
     (judged,) = judge.verdicts(wait=True)
-    assert (list(judged.rows), judged.observations) == ([0, 1], ["a", "b"])
+    assert (list(judged.rows), [shown.text for shown in judged.observations]) == ([0, 1], ["a", "b"])
     judge.close()
 
 

@@ -21,7 +21,7 @@ from sftrl_fast.rollout.request import BatchEngine, Completion, Engine, Request,
 
 SINGLE, VECTOR = "toy/Letters-v0", "toy/LettersVector-v0"
 RIGHT, WRONG = 0, 1
-STOP, USER, MODEL = 1, 2, 3
+STOP, USER, MODEL, IMAGE = 1, 2, 3, 4
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789 "
 OPEN: set[int] = set()
 
@@ -114,11 +114,12 @@ class ToyChat:
 
     stop_ids = frozenset({STOP})
 
-    def prompt_ids(self, user_text: str) -> list[int]:
-        return [USER, *encode(user_text), MODEL]
+    def prompt_ids(self, user_text: str, image: Any = None) -> list[int]:
+        return [USER, *[IMAGE] * (image is not None), *encode(user_text), MODEL]
 
-    def reply_ids(self, user_text: str, *, stopped: bool) -> list[int]:
-        return [*([] if stopped else [STOP]), USER, *encode(user_text), MODEL]
+    def reply_ids(self, user_text: str, *, stopped: bool, image: Any = None) -> list[int]:
+        shown = [IMAGE] * (image is not None)
+        return [*([] if stopped else [STOP]), USER, *shown, *encode(user_text), MODEL]
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(ALPHABET[i - 10] for i in ids if i >= 10)

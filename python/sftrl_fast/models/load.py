@@ -11,12 +11,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.utils import logging as transformers_logging
 
 from sftrl_fast.core import UserError
-from sftrl_fast.models import tiny
+from sftrl_fast.models import mllama, tiny
 from sftrl_fast.models.chat import Chat
+from sftrl_fast.models.vision import Vision
 
 SMOLLM2 = "smollm2-135m"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -30,6 +38,8 @@ class LanguageModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     chat: Chat
+    vision: Vision | None = None
+    """How the model sees pictures; None for a model of text."""
 
     @property
     def num_parameters(self) -> int:
@@ -39,7 +49,7 @@ class LanguageModel:
     @property
     def max_context(self) -> int:
         """Tokens a row may have: the positions the model was built for."""
-        return int(self.model.config.max_position_embeddings)
+        return int(self.model.config.get_text_config().max_position_embeddings)
 
     @property
     def device(self) -> torch.device:
@@ -74,10 +84,19 @@ def load(name: str, *, dtype: str = "float32", device: str = "auto") -> Language
     local = not name.startswith("hub:")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(source, local_files_only=local)
+        vision: Vision | None = None
+        family: Any = AutoModelForCausalLM
+        if config.model_type == mllama.MODEL_TYPE:
+            family = mllama.MODEL_CLASS
+            processor = MllamaImageProcessorPil.from_pretrained(source, local_files_only=local)
+            vision = mllama.Mllama.of(config, tokenizer, processor)
+        loaded: Any = family.from_pretrained(
             source, dtype=DTYPES[dtype], local_files_only=local, output_loading_info=True
         )
         model, report = loaded
+    except UserError:
+        raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as fault:
         reason = str(fault).strip().split("\n")[0]
         raise UserError(f"model.name={name!r} cannot be loaded: {reason}") from None
@@ -88,10 +107,12 @@ def load(name: str, *, dtype: str = "float32", device: str = "auto") -> Language
         raise UserError(f"model.name={name!r} lacks {len(missing)} weights, such as {missing[0]}")
     # By way of Module: transformers' own wrapper of `to` has lost its signature for type checkers.
     torch.nn.Module.to(model, torch_device)
-    return LanguageModel(model, tokenizer, Chat(tokenizer))
+    return LanguageModel(model, tokenizer, Chat(tokenizer, vision), vision)
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, vision: Vision | None = None
+) -> None:
     """Write a folder that :func:`load` and any Hugging Face tool reads; it appears whole and on disk, or not at all.
 
     What stands at ``folder`` is replaced once the new one is on disk, as is what a killed process left beside it.
@@ -105,6 +126,8 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
                 shutil.rmtree(leftover)
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)
+        if vision is not None:
+            vision.save(made)
         for path in (*made.iterdir(), made):
             _sync(path)
         if folder.exists():

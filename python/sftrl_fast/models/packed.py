@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from sftrl_fast.core import UserError
+from sftrl_fast.models.vision import CrossAttention, Pictures
 from sftrl_fast.ops.attention import PackedRows, packed_attention
 
 ATTENTION = "sftrl_packed"
@@ -36,6 +37,8 @@ class PackedTokens:
     """The token that predicts each wanted one, int64 ``[N]``; a shared prompt's last one stands several times."""
     targets: Tensor
     """The wanted tokens, int64 ``[N]``."""
+    pictures: Pictures | None = None
+    """What the rows' image tokens stand for; None if they hold none."""
 
 
 def hidden_states(model: PreTrainedModel, tokens: PackedTokens) -> Tensor:
@@ -45,14 +48,17 @@ def hidden_states(model: PreTrainedModel, tokens: PackedTokens) -> Tensor:
     """
     if model.config.get_text_config()._attn_implementation != ATTENTION:
         model.set_attn_implementation(ATTENTION)
-    output = model.get_decoder()(
-        input_ids=tokens.ids.unsqueeze(0),
-        position_ids=tokens.positions.unsqueeze(0),
+    arguments: dict[str, Any] = {
+        "input_ids": tokens.ids.unsqueeze(0),
+        "position_ids": tokens.positions.unsqueeze(0),
         # A mask of four dimensions is passed on as it is: without one, [T, T] would be made and not be looked at.
-        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens.ids.device),
-        use_cache=False,
-        packed_rows=tokens.layout,
-    )
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens.ids.device),
+        "use_cache": False,
+        "packed_rows": tokens.layout,
+    }
+    if tokens.pictures is not None:
+        arguments |= tokens.pictures.vision.packed(model, tokens)
+    output = model.get_decoder()(**arguments)
     hidden: Tensor = output.last_hidden_state
     return hidden[0]
 
@@ -64,6 +70,7 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     packed_rows: PackedRows | None = None,
+    crossed: CrossAttention | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: ``[1, heads, T, Dh]`` in, ``[1, T, heads, Dh]`` out."""
@@ -74,6 +81,8 @@ def _attention(
         raise UserError(
             f"model.name: {name} drops attention weights in training, which packed rows do not support"
         )
+    if crossed is not None and crossed.covers(module):
+        return crossed.attend(query, key, value, options["scaling"]), None
     window = options.get("sliding_window")
     if window is not None and packed_rows.longest_row > window:
         raise UserError(

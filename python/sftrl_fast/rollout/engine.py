@@ -280,6 +280,10 @@ class NativeEngine(Engine):
 
     def _checked(self, request: Request, params: SamplingParams) -> npt.NDArray[np.int64]:
         """The context as an array; :class:`UserError` for a request that cannot be answered."""
+        if request.images:
+            raise UserError(
+                "images: this engine has no forward pass for pictures; needed: rollout.backend='hf'"
+            )
         check_params(params, self._decode)
         for token in params.stop_ids:
             self._checked_token("stop_ids", token)

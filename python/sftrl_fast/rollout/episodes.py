@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sftrl_fast.core import Episode, Group, Turn, UserError, Verdict
+from sftrl_fast.core import Episode, Group, Image, Observation, Turn, UserError, Verdict
 from sftrl_fast.rollout.judge import Judge, Judgement, make_envs
 from sftrl_fast.rollout.request import Completion, Engine, Request, RequestKey, SamplingParams
 
@@ -20,9 +20,9 @@ class ChatLike(Protocol):
 
     stop_ids: frozenset[int]
 
-    def prompt_ids(self, user_text: str) -> list[int]: ...
+    def prompt_ids(self, user_text: str, image: Image | None = None) -> list[int]: ...
 
-    def reply_ids(self, user_text: str, *, stopped: bool) -> list[int]: ...
+    def reply_ids(self, user_text: str, *, stopped: bool, image: Image | None = None) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -141,15 +141,17 @@ class _Talk:
 
 
 class _Replies:
-    """``chat.reply_ids``, rendered once for all rows that got the same message."""
+    """``chat.reply_ids``, rendered once for all rows that got the same message without a picture."""
 
     def __init__(self, chat: ChatLike) -> None:
         self._chat = chat
         self._known: dict[tuple[str, bool], list[int]] = {}
 
-    def ids(self, message: str, answer: Sequence[int]) -> list[int]:
+    def ids(self, message: str, image: Image | None, answer: Sequence[int]) -> list[int]:
         # Asked of the tokens: what ended at a request's own stop token or string still lacks the template's.
         stopped = answer[-1] in self._chat.stop_ids
+        if image is not None:
+            return self._chat.reply_ids(message, stopped=stopped, image=image)
         key = (message, stopped)
         if key not in self._known:
             self._known[key] = self._chat.reply_ids(message, stopped=stopped)
@@ -163,12 +165,16 @@ class _Dialogue:
     episode: Episode
     context: list[int]
     added: list[int]
+    images: list[Image]
+    """Every picture so far."""
+    shown: Image | None
+    """The one that came with ``added``."""
     over: bool = False
 
     def request(self, seed: int, step: int, session: Hashable) -> Request:
         episode = self.episode
         key = RequestKey(seed, step, prompt=episode.index, sample=episode.sample, turn=len(episode.turns))
-        return Request(list(self.context), key, session)
+        return Request(list(self.context), key, session, tuple(self.images))
 
     def record(
         self,
@@ -181,10 +187,11 @@ class _Dialogue:
     ) -> None:
         """Append the turn, and the user's next message if there is one and it fits."""
         done = bool(judged.done[place])
-        message = "" if done else judged.observations[place]
+        observation = Observation("") if done else judged.observations[place]
         verdict = Verdict(
-            float(judged.rewards[place]), int(judged.outcome[place]), bool(judged.success[place]), message
-        )
+            float(judged.rewards[place]), int(judged.outcome[place]), bool(judged.success[place]), observation.text,
+            recognised=None if judged.recognised is None else bool(judged.recognised[place]),
+        )  # fmt: skip
         self.episode.turns.append(
             Turn(
                 self.added,
@@ -193,25 +200,44 @@ class _Dialogue:
                 text,
                 completion.stopped,
                 verdict,
+                self.shown,
             )
         )
         self.over = done
         if done:
             return
-        self.added = replies.ids(message, completion.token_ids)
+        self.shown = None if _known(observation.image, self.images[-1:]) else observation.image
+        if self.shown is not None:
+            self.images.append(self.shown)
+        self.added = replies.ids(observation.text, self.shown, completion.token_ids)
         self.context += completion.token_ids + self.added
         self.over = limit is not None and len(self.context) > limit
 
 
-def _start(chat: ChatLike, messages: Sequence[str], indices: npt.NDArray[np.int64]) -> list[_Dialogue]:
-    prompts = {message: chat.prompt_ids(message) for message in dict.fromkeys(messages)}
+def _known(image: Image | None, others: Sequence[Image | None]) -> Image | None:
+    """The first of ``others`` that is the same picture; None without one."""
+    for other in others:
+        if image is other or (image is not None and other is not None and np.array_equal(image, other)):
+            return other
+    return None
+
+
+def _start(
+    chat: ChatLike, messages: Sequence[Observation], indices: npt.NDArray[np.int64]
+) -> list[_Dialogue]:
+    # One object for the picture of an item, whichever environment drew it: it is encoded once for all samples.
+    prompts: dict[tuple[int, str], tuple[list[int], Image | None]] = {}
     # An item that stands twice among the items goes on counting, or both groups would draw the same answers.
     samples: Counter[int] = Counter()
     dialogues = []
     for index, message in zip(indices.tolist(), messages, strict=True):
         episode = Episode(index, samples[index])
         samples[index] += 1
-        dialogues.append(_Dialogue(episode, list(prompts[message]), list(prompts[message])))
+        image, key = message.image, (index if message.image is not None else -1, message.text)
+        if key not in prompts or not (image is None or _known(image, [prompts[key][1]]) is not None):
+            prompts[key] = chat.prompt_ids(message.text, image), image
+        ids, image = prompts[key]
+        dialogues.append(_Dialogue(episode, list(ids), list(ids), [] if image is None else [image], image))
     return dialogues
 
 

@@ -13,6 +13,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 from transformers.cache_utils import DynamicLayer
 
 from sftrl_fast.core import UserError
+from sftrl_fast.models.vision import Generating, Vision
 from sftrl_fast.models.weights import WeightsWatch
 from sftrl_fast.ops.sample import sample
 from sftrl_fast.rollout.request import (
@@ -35,7 +36,8 @@ class HFBackend(BatchEngine):
     ``max_sequences`` bounds the rows of a batch, and so the key/value cache; ``pad_id`` may be any token, for
     nothing attends to it. Tokens are drawn by :func:`sftrl_fast.ops.sample.sample` with the uniforms of the
     request's key, so neighbours change an answer only where rounding of the logits decides. Nothing is kept for a
-    session. Stop strings, for which ``decode`` is needed, cut an answer that was generated to its end.
+    session. Stop strings, for which ``decode`` is needed, cut an answer that was generated to its end. Requests with
+    pictures, for which ``vision`` is needed, form batches of their own, each picture encoded once a batch.
     """
 
     name = "hf"
@@ -48,6 +50,7 @@ class HFBackend(BatchEngine):
         *,
         max_sequences: int,
         decode: Decode | None = None,
+        vision: Vision | None = None,
     ) -> None:
         super().__init__()
         if max_sequences < 1:
@@ -56,7 +59,7 @@ class HFBackend(BatchEngine):
         for token in (*stop_ids, pad_id):
             if not 0 <= token < vocabulary:
                 raise UserError(f"stop_ids or pad_id hold {token}; needed: token ids in [0, {vocabulary})")
-        self._model, self._decode = model, decode
+        self._model, self._decode, self._vision = model, decode, vision
         self._watch = WeightsWatch(model)
         self._stop_ids = stop_ids
         self._pad_id = pad_id
@@ -85,8 +88,8 @@ class HFBackend(BatchEngine):
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].context))
         completions: dict[int, Completion] = {}
         with _generating(self._model):
-            for settings in dict.fromkeys(own):
-                same = [i for i in order if own[i] == settings]
+            for settings, shown in dict.fromkeys((own[i], bool(requests[i].images)) for i in order):
+                same = [i for i in order if own[i] == settings and bool(requests[i].images) == shown]
                 for start in range(0, len(same), self._max_sequences):
                     batch = same[start : start + self._max_sequences]
                     answers = self._run([requests[i] for i in batch], settings)
@@ -98,6 +101,8 @@ class HFBackend(BatchEngine):
             check_params(settings, self._decode)
         check_keys(requests)
         for request, own in zip(requests, params, strict=True):
+            if request.images and self._vision is None:
+                raise UserError("images: this model sees no pictures; needed: a vision-language model")
             length = len(request.context)
             if length == 0:
                 raise UserError("context is empty; needed: at least one token")
@@ -115,11 +120,15 @@ class HFBackend(BatchEngine):
             ids[i, width - len(request.context) :] = request.context
             mask[i, width - len(request.context) :] = 1
         device = self._model.device
+        tokens = torch.from_numpy(ids)
+        seen = Generating()
+        if self._vision is not None and requests[0].images:
+            seen = self._vision.generating(self._model, tokens, [request.images for request in requests])
         draw = _KeyedDraw(requests, params, width, device)
         self._model.generate(  # type: ignore[operator]
-            inputs=torch.from_numpy(ids).to(device),
+            inputs=tokens.to(device),
             attention_mask=torch.from_numpy(mask).to(device),
-            past_key_values=_reserved_cache(self._model, width + params.max_new_tokens),
+            past_key_values=_reserved_cache(self._model, width + params.max_new_tokens, seen),
             logits_processor=LogitsProcessorList([draw]),
             generation_config=GenerationConfig(
                 do_sample=False,
@@ -128,6 +137,7 @@ class HFBackend(BatchEngine):
                 pad_token_id=self._pad_id,
                 use_cache=True,
             ),
+            **seen.arguments,
         )
         completions = self._cut(draw, params)
         self.counters.prefill_tokens += int(mask.sum())
@@ -223,12 +233,23 @@ class _ReservedLayer(DynamicLayer):
         return self.keys, self.values
 
 
-def _reserved_cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
+class _FullLayer(DynamicLayer):
+    """Keys and values that are there from the start and stay as they are."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
+
+def _reserved_cache(model: PreTrainedModel, capacity: int, seen: Generating) -> DynamicCache:
     """The model's own cache with its plain layers exchanged; sliding-window and other layers stay."""
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     cache.layers = [
         _ReservedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers
     ]
+    for place, (keys, values) in seen.cached.items():
+        cache.layers[place] = _FullLayer(keys, values)
     return cache
 
 

@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from sftrl_fast.core import UserError
+from sftrl_fast.core import Observation, UserError
 
 WORKERS = 8
 """Threads that step environments: they wait more than they compute, and the engine's threads need the cores."""
@@ -25,17 +25,19 @@ class Judgement:
     """What the environments said about answers of ``rows``, an entry for each of them."""
 
     rows: Sequence[int]
-    observations: Sequence[str]
+    observations: Sequence[Observation]
     rewards: npt.NDArray[np.floating]
     done: npt.NDArray[np.bool_]
     success: npt.NDArray[np.bool_]
     outcome: npt.NDArray[np.integer]
+    recognised: npt.NDArray[np.bool_] | None = None
+    """None where the environment does not judge reading apart."""
 
 
 class RowEnvs(Protocol):
     """n environments of one task, a row each."""
 
-    def reset(self, indices: npt.NDArray[np.int64]) -> Sequence[str]:
+    def reset(self, indices: npt.NDArray[np.int64]) -> Sequence[Observation]:
         """Deal item ``indices[i]`` in row i; the first user messages."""
 
     def judgements(self, rows: Sequence[int], answers: Sequence[str]) -> list[Callable[[], Judgement]]:
@@ -60,7 +62,7 @@ class Judge:
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="judge")
         self._ready: SimpleQueue[Future[Judgement]] = SimpleQueue()
 
-    def reset(self, indices: npt.NDArray[np.int64]) -> Sequence[str]:
+    def reset(self, indices: npt.NDArray[np.int64]) -> Sequence[Observation]:
         """Deal item ``indices[i]`` in row i; the first user messages."""
         return self._envs.reset(indices)
 
@@ -112,9 +114,9 @@ class _VectorEnvs(RowEnvs):
         self._env = env
         self._lock = Lock()
 
-    def reset(self, indices: npt.NDArray[np.int64]) -> Sequence[str]:
+    def reset(self, indices: npt.NDArray[np.int64]) -> Sequence[Observation]:
         observations, _ = self._env.reset(options={"index": indices})
-        return list(observations)
+        return [Observation.of(observation) for observation in observations]
 
     def close(self) -> None:
         self._env.close()
@@ -137,7 +139,7 @@ class _WholeVector(_VectorEnvs):
         self._live = np.ones(env.num_envs, dtype=bool)
         self._held: dict[int, str] = {}
 
-    def reset(self, indices: npt.NDArray[np.int64]) -> Sequence[str]:
+    def reset(self, indices: npt.NDArray[np.int64]) -> Sequence[Observation]:
         self._live[:] = True
         self._held.clear()
         return super().reset(indices)
@@ -169,20 +171,22 @@ class _WholeVector(_VectorEnvs):
         return Judgement(
             rows, [judged.observations[row] for row in rows], judged.rewards[rows], judged.done[rows],
             judged.success[rows], judged.outcome[rows],
+            None if judged.recognised is None else judged.recognised[rows],
         )  # fmt: skip
 
 
 def _judgement(
     rows: Sequence[int],
-    observations: Sequence[str],
+    observations: Sequence[Any],
     rewards: Any,
     terminated: Any,
     truncated: Any,
     infos: Any,
 ) -> Judgement:
     return Judgement(
-        rows, observations, np.asarray(rewards), np.asarray(terminated) | np.asarray(truncated),
-        np.asarray(infos["success"]), np.asarray(infos["outcome"]),
+        rows, [Observation.of(observation) for observation in observations], np.asarray(rewards),
+        np.asarray(terminated) | np.asarray(truncated), np.asarray(infos["success"]), np.asarray(infos["outcome"]),
+        np.asarray(infos["recognised"]) if "recognised" in infos else None,
     )  # fmt: skip
 
 
@@ -192,19 +196,17 @@ class _SingleEnvs(RowEnvs):
     def __init__(self, envs: Sequence[gymnasium.Env[Any, Any]]) -> None:
         self._envs = envs
 
-    def reset(self, indices: npt.NDArray[np.int64]) -> Sequence[str]:
+    def reset(self, indices: npt.NDArray[np.int64]) -> Sequence[Observation]:
         resets = zip(self._envs, indices, strict=True)
-        return [str(env.reset(options={"index": int(index)})[0]) for env, index in resets]
+        return [Observation.of(env.reset(options={"index": int(index)})[0]) for env, index in resets]
 
     def judgements(self, rows: Sequence[int], answers: Sequence[str]) -> list[Callable[[], Judgement]]:
         return [partial(self._step, row, answer) for row, answer in zip(rows, answers, strict=True)]
 
     def _step(self, row: int, answer: str) -> Judgement:
         observation, reward, terminated, truncated, info = self._envs[row].step(answer)
-        return Judgement(
-            [row], [str(observation)], np.array([float(reward)]), np.array([bool(terminated or truncated)]),
-            np.array([bool(info["success"])]), np.array([int(info["outcome"])]),
-        )  # fmt: skip
+        one = {key: [info[key]] for key in ("success", "outcome", "recognised") if key in info}
+        return _judgement([row], [observation], [float(reward)], [terminated], [truncated], one)
 
     def close(self) -> None:
         for env in self._envs:

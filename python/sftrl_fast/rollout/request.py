@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sftrl_fast.core import UserError
+from sftrl_fast.core import Image, UserError
 from sftrl_fast.ops.sample import check_sampling, uniforms
 
 Decode = Callable[[Sequence[int]], str]
@@ -53,6 +53,8 @@ class Request:
     session: Hashable = None
     """Names the dialogue. An engine may keep what it computed for the last request of a session, so that the next
     one costs only what it adds; None keeps nothing. It never changes an answer."""
+    images: tuple[Image, ...] = ()
+    """The pictures that ``context`` shows, in the order of their tokens."""
 
 
 @dataclass(frozen=True, slots=True)

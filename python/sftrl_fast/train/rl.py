@@ -14,6 +14,7 @@ from sftrl_fast.algo.recipes import Recipe, policy_loss, recipe
 from sftrl_fast.algo.reductions import token_weights
 from sftrl_fast.config import Config
 from sftrl_fast.core import Group, Row
+from sftrl_fast.evaluate import recognition
 from sftrl_fast.models.causal_lm import CausalLM, token_logprobs
 from sftrl_fast.models.load import LanguageModel
 from sftrl_fast.rollout.episodes import run_episodes
@@ -103,7 +104,10 @@ class RLArm:
         sums = dict.fromkeys(("loss", "ratio_max", "logprob_gap_max", *means), 0.0)
         executed = 0
         for batch in micro_batches(
-            [rows[i] for i in kept], self.config.compute.micro_batch_tokens, self.language.device
+            [rows[i] for i in kept],
+            self.config.compute.micro_batch_tokens,
+            self.language.device,
+            self.language.vision,
         ):
             members = [kept[i] for i in batch.rows]
             self._backward(batch, [rows[i] for i in members], weights[members], row, sums)
@@ -154,7 +158,7 @@ def _rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     episodes = [episode for group in groups for episode in group.episodes]
     turns = [turn for episode in episodes for turn in episode.turns]
     mixed = sum(len({episode.reward for episode in group.episodes}) > 1 for group in groups)
-    return {
+    metrics = {
         "reward": float(np.mean([episode.reward for episode in episodes])),
         "success": float(np.mean([episode.success for episode in episodes])),
         "first_try": float(np.mean([episode.turns[0].verdict.success for episode in episodes])),
@@ -163,3 +167,5 @@ def _rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "truncated": float(np.mean([not turn.stopped for turn in turns])),
         "mixed_groups": mixed / len(groups),
     }
+    read = recognition(episodes)
+    return metrics if read is None else metrics | {"recognition": read}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sftrl_fast.algo.recipes import recipe
 from sftrl_fast.config import Config, load_config
-from sftrl_fast.core import UserError
+from sftrl_fast.core import Observation, UserError
 from sftrl_fast.evaluate import evaluate_set, load_configured, make_engine, task_env, why_not_native
 from sftrl_fast.models.causal_lm import check_head
 from sftrl_fast.models.load import LanguageModel, save
@@ -93,9 +93,10 @@ def _check(config: Config, language: LanguageModel) -> None:
         if env.num_items == 0:
             raise UserError(f"task {key}={env_id!r} holds no items")
         observation, _ = env.reset(options={"index": 0})
-        prompt = language.chat.prompt_ids(observation)
+        shown = Observation.of(observation)
+        prompt = language.chat.prompt_ids(shown.text, shown.image)
         if key == "train":
-            check_head(language.model, prompt)
+            check_head(language.model, language.chat.prompt_ids(shown.text))
         tokens = len(prompt) + config.rollout.max_new_tokens
         if tokens > language.max_context:
             raise UserError(
@@ -176,7 +177,12 @@ class Run:
         if stage.arm == "warmup":
             self.warmup = self._snapshot()
         if self.config.checkpoint.keep_arms:
-            save(self.language.model, self.language.tokenizer, self.folder.arm_path(stage.name))
+            save(
+                self.language.model,
+                self.language.tokenizer,
+                self.folder.arm_path(stage.name),
+                self.language.vision,
+            )
         return True
 
     def _arm(self, stage: Stage) -> SFTArm | RLArm:
@@ -234,10 +240,11 @@ class Run:
         )
         self.state.questions[stage.set] = evaluation.questions
         rate = sum(evaluation.successes) / len(evaluation.successes)
-        self.log.write(
-            {**_where(stage), "set": stage.set, "n": len(evaluation.successes), "rate": rate,
-             "attempts": evaluation.attempts}
-        )  # fmt: skip
+        entry = {**_where(stage), "set": stage.set, "n": len(evaluation.successes), "rate": rate,
+                 "attempts": evaluation.attempts}  # fmt: skip
+        if evaluation.recognition is not None:
+            entry["recognition"] = evaluation.recognition
+        self.log.write(entry)
         self.progress.advance(rate=rate)
         return True
 

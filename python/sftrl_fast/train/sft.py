@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sftrl_fast.config import SFTConfig
-from sftrl_fast.core import Message, Row, TaskEnv
+from sftrl_fast.core import Message, Observation, Row, TaskEnv
 from sftrl_fast.models.causal_lm import CausalLM, token_logprobs
 from sftrl_fast.models.chat import Chat
 from sftrl_fast.models.load import LanguageModel
+from sftrl_fast.models.vision import Vision
 from sftrl_fast.runtime.compute import Compute
 from sftrl_fast.train.batches import draw_items
 from sftrl_fast.train.optimizer import Optimizer
@@ -28,13 +29,16 @@ class Demonstrations:
         return [self._row(item, epoch if self.config.resample else 0) for item, epoch in visits]
 
     def _row(self, item: int, draw: int) -> Row:
-        if (item, draw) not in self._rows:
-            observation, _ = self.env.reset(options={"index": item})
-            answer = self.env.demonstration(item, draw)
-            self._rows[item, draw] = dialogue_row(
-                self.chat, [Message("user", observation), Message("assistant", answer)]
-            )
-        return self._rows[item, draw]
+        if (item, draw) in self._rows:
+            return self._rows[item, draw]
+        observation = Observation.of(self.env.reset(options={"index": item})[0])
+        answer = self.env.demonstration(item, draw)
+        question = Message("user", observation.text, image=observation.image)
+        row = dialogue_row(self.chat, [question, Message("assistant", answer)])
+        # Pictures are drawn anew at each visit: of thousands of items they would fill the memory.
+        if not row.images:
+            self._rows[item, draw] = row
+        return row
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +50,18 @@ class StepResult:
     executed_tokens: int
 
 
-def cross_entropy_step(model: CausalLM, rows: list[Row], max_tokens: int) -> StepResult:
+def cross_entropy_step(
+    model: CausalLM, rows: list[Row], max_tokens: int, vision: Vision | None = None
+) -> StepResult:
     """Add the gradient of the mean negative log-likelihood over all trained tokens of ``rows``.
 
-    The mean is over the whole batch, so the result does not depend on how it is cut into micro-batches.
+    ``vision`` is needed for rows with pictures. The mean is over the whole batch, so the result does not depend on
+    how it is cut into micro-batches.
     """
     total = sum(sum(row.trained) for row in rows)
     loss = entropy = 0.0
     executed = 0
-    for batch in micro_batches(rows, max_tokens, model.device):
+    for batch in micro_batches(rows, max_tokens, model.device, vision):
         logprobs, entropies = token_logprobs(model, batch.tokens)
         part = -logprobs.sum() / total
         part.backward()
@@ -77,7 +84,7 @@ class SFTArm:
     def update(self, step: int, done: float) -> dict[str, float]:
         """Optimizer step number ``step``; ``done`` is the share of the arm that lies behind. Returns its metrics."""
         rows = self.demonstrations.batch(step)
-        result = cross_entropy_step(self.language.model, rows, self.max_tokens)
+        result = cross_entropy_step(self.language.model, rows, self.max_tokens, self.language.vision)
         norm, lr = self.optimizer.step(done)
         self.compute.train(sum(len(row.ids) for row in rows), result.executed_tokens, samples=len(rows))
         epoch = (step + 1) * len(rows) / self.demonstrations.env.num_items
