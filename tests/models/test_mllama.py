@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.models.mllama_case import TILE, logprobs, make, picture, processor, theirs
 
 from sftrl_fast.core import Message, Row, UserError
 from sftrl_fast.models.causal_lm import check_head, token_logprobs
@@ -14,7 +15,6 @@ from sftrl_fast.models.load import LanguageModel, load, save
 from sftrl_fast.models.mllama import IMAGE_TOKEN, Mllama
 from sftrl_fast.train.pack import dialogue_row, micro_batches
 from sftrl_fast.train.sft import cross_entropy_step
-from tests.models.mllama_case import TILE, logprobs, make, picture, processor, theirs
 
 CLOSE = 1e-4
 CPU = torch.device("cpu")

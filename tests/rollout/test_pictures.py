@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Text
+from tests.models.mllama_case import logprobs, make, picture, theirs
 
 from sftrl_fast.core import UserError
 from sftrl_fast.models.causal_lm import token_logprobs
@@ -19,7 +20,6 @@ from sftrl_fast.rollout.episodes import run_episodes
 from sftrl_fast.rollout.hf_backend import HFBackend
 from sftrl_fast.rollout.request import Request, RequestKey, SamplingParams
 from sftrl_fast.train.pack import episode_rows, micro_batches
-from tests.models.mllama_case import logprobs, make, picture, theirs
 
 GREEDY = SamplingParams(6, temperature=0.0)
 CLOSE = 1e-4
@@ -158,7 +158,7 @@ class Slides(gymnasium.Env[Any, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
+        super().reset(seed=seed, options=options)
         self.turn = 0
         return self._look(), {}
 

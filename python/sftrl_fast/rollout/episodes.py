@@ -60,9 +60,10 @@ def run_episodes(
     limit = min(limits) - params.max_new_tokens if limits else None
     judge = Judge(make_envs(env_id, len(indices), env_kwargs))
     try:
-        dialogues = _start(chat, judge.reset(indices), indices)
+        album = _Album()
+        dialogues = _start(chat, album, judge.reset(indices), indices)
         _check_prompts(dialogues, limit, params)
-        _Talk(engine, chat, judge, dialogues, params, (seed, step), limit).run()
+        _Talk(engine, judge, _Replies(chat, album), dialogues, params, (seed, step), limit).run()
     finally:
         judge.close()
     episodes = iter(dialogue.episode for dialogue in dialogues)
@@ -76,16 +77,15 @@ class _Talk:
     def __init__(
         self,
         engine: Engine,
-        chat: ChatLike,
         judge: Judge,
+        replies: _Replies,
         dialogues: list[_Dialogue],
         params: SamplingParams,
         key: tuple[int, int],
         limit: int | None,
     ) -> None:
-        self._engine, self._chat, self._judge = engine, chat, judge
+        self._engine, self._judge, self._replies = engine, judge, replies
         self._dialogues, self._params, self._key, self._limit = dialogues, params, key, limit
-        self._replies = _Replies(chat)
         self._open: dict[int, int] = {}
         """Row of each ticket whose answer is not there yet."""
         self._answers: dict[int, tuple[Completion, str]] = {}
@@ -118,7 +118,7 @@ class _Talk:
         """Hand the answers of one step to the environments, in row order."""
         ended = sorted((self._open.pop(ticket), completion) for ticket, completion in answered)
         for row, completion in ended:
-            self._answers[row] = completion, self._chat.decode(completion.token_ids)
+            self._answers[row] = completion, self._replies.chat.decode(completion.token_ids)
         rows = [row for row, _ in ended]
         self._judge.judge(rows, [self._answers[row][1] for row in rows])
 
@@ -140,21 +140,41 @@ class _Talk:
         return going_on
 
 
+class _Album:
+    """One object for equal pictures, whichever environment drew them: what is shown to a group is encoded once."""
+
+    def __init__(self) -> None:
+        self._pictures: dict[int, Image] = {}
+        self._own: set[int] = set()
+        """Identities of what ``_pictures`` holds, so that they are known without being read."""
+
+    def one(self, image: Image | None) -> Image | None:
+        if image is None or id(image) in self._own:
+            return image
+        key = hash((image.shape, image.tobytes()))
+        known = self._pictures.get(key)
+        if known is not None and np.array_equal(known, image):
+            return known
+        self._pictures[key] = image
+        self._own = {id(picture) for picture in self._pictures.values()}
+        return image
+
+
 class _Replies:
     """``chat.reply_ids``, rendered once for all rows that got the same message without a picture."""
 
-    def __init__(self, chat: ChatLike) -> None:
-        self._chat = chat
+    def __init__(self, chat: ChatLike, album: _Album) -> None:
+        self.chat, self.album = chat, album
         self._known: dict[tuple[str, bool], list[int]] = {}
 
     def ids(self, message: str, image: Image | None, answer: Sequence[int]) -> list[int]:
         # Asked of the tokens: what ended at a request's own stop token or string still lacks the template's.
-        stopped = answer[-1] in self._chat.stop_ids
+        stopped = answer[-1] in self.chat.stop_ids
         if image is not None:
-            return self._chat.reply_ids(message, stopped=stopped, image=image)
+            return self.chat.reply_ids(message, stopped=stopped, image=image)
         key = (message, stopped)
         if key not in self._known:
-            self._known[key] = self._chat.reply_ids(message, stopped=stopped)
+            self._known[key] = self.chat.reply_ids(message, stopped=stopped)
         return list(self._known[key])
 
 
@@ -206,7 +226,8 @@ class _Dialogue:
         self.over = done
         if done:
             return
-        self.shown = None if _known(observation.image, self.images[-1:]) else observation.image
+        image = replies.album.one(observation.image)
+        self.shown = None if self.images and image is self.images[-1] else image
         if self.shown is not None:
             self.images.append(self.shown)
         self.added = replies.ids(observation.text, self.shown, completion.token_ids)
@@ -214,29 +235,21 @@ class _Dialogue:
         self.over = limit is not None and len(self.context) > limit
 
 
-def _known(image: Image | None, others: Sequence[Image | None]) -> Image | None:
-    """The first of ``others`` that is the same picture; None without one."""
-    for other in others:
-        if image is other or (image is not None and other is not None and np.array_equal(image, other)):
-            return other
-    return None
-
-
 def _start(
-    chat: ChatLike, messages: Sequence[Observation], indices: npt.NDArray[np.int64]
+    chat: ChatLike, album: _Album, messages: Sequence[Observation], indices: npt.NDArray[np.int64]
 ) -> list[_Dialogue]:
-    # One object for the picture of an item, whichever environment drew it: it is encoded once for all samples.
-    prompts: dict[tuple[int, str], tuple[list[int], Image | None]] = {}
+    prompts: dict[tuple[str, int], list[int]] = {}
     # An item that stands twice among the items goes on counting, or both groups would draw the same answers.
     samples: Counter[int] = Counter()
     dialogues = []
     for index, message in zip(indices.tolist(), messages, strict=True):
         episode = Episode(index, samples[index])
         samples[index] += 1
-        image, key = message.image, (index if message.image is not None else -1, message.text)
-        if key not in prompts or not (image is None or _known(image, [prompts[key][1]]) is not None):
-            prompts[key] = chat.prompt_ids(message.text, image), image
-        ids, image = prompts[key]
+        image = album.one(message.image)
+        key = (message.text, id(image))
+        if key not in prompts:
+            prompts[key] = chat.prompt_ids(message.text, image)
+        ids = prompts[key]
         dialogues.append(_Dialogue(episode, list(ids), list(ids), [] if image is None else [image], image))
     return dialogues
 
