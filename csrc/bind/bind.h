@@ -19,5 +19,6 @@ T* at(Address address) {
 void points(pybind11::module_& m);
 void machine(pybind11::module_& m);
 void rms_norm(pybind11::module_& m);
+void packed_attention(pybind11::module_& m);
 
 }  // namespace sftrl::bind

@@ -9,4 +9,5 @@ PYBIND11_MODULE(_C, m) {
     sftrl::bind::points(m);
     sftrl::bind::machine(m);
     sftrl::bind::rms_norm(m);
+    sftrl::bind::packed_attention(m);
 }

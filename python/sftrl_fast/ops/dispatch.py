@@ -97,7 +97,10 @@ OPS: dict[str, dict[str, Implementation]] = {
     "gae": {"torch": Implementation("sftrl_fast.ops.advantage:gae_torch")},
     "sample": {"torch": Implementation("sftrl_fast.ops.sample:sample_torch")},
     "cached_attention": {"torch": Implementation("sftrl_fast.ops.attention:cached_attention_torch")},
-    "packed_attention": {"torch": Implementation("sftrl_fast.ops.attention:packed_attention_torch")},
+    "packed_attention": {
+        "cpp": _cpp("packed_attention:packed_attention_cpp"),
+        "torch": Implementation("sftrl_fast.ops.attention:packed_attention_torch"),
+    },
     "rms_norm": {
         "cpp": _cpp("rms_norm:rms_norm_cpp"),
         "torch": Implementation("sftrl_fast.ops.rms_norm:rms_norm_torch"),
