@@ -130,7 +130,7 @@ void block_product(const void* a, std::int64_t a_stride, const word* b, std::int
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) sum[r][n] = add ? load(c + r * c_stride + n * kLanes) : splat(0.0f);
+        for (int n = 0; n < N; ++n) sum[r][n] = splat(0.0f);
     }
     const char* from = static_cast<const char*>(a);
     for (int k = 0; k < words; ++k, b += b_stride, from += sizeof(word)) {
@@ -148,7 +148,10 @@ void block_product(const void* a, std::int64_t a_stride, const word* b, std::int
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) store(sum[r][n], c + r * c_stride + n * kLanes);
+        for (int n = 0; n < N; ++n) {
+            float* const to = c + r * c_stride + n * kLanes;
+            store(add ? load(to) + sum[r][n] : sum[r][n], to);
+        }
     }
 }
 
