@@ -65,6 +65,11 @@ class Tensor {
         std::memcpy(&value, &bits, sizeof value);
         return static_cast<double>(value);
     }
+    std::vector<double> values() const {
+        std::vector<double> out(size());
+        for (std::size_t i = 0; i < out.size(); ++i) out[i] = get(i);
+        return out;
+    }
     // The greatest distance from what it should hold, of the greatest that it should hold.
     double error(const std::vector<double>& exact) const {
         double worst = 0, largest = 1e-3;
@@ -87,7 +92,7 @@ struct Segment {
 };
 
 struct Exact {
-    std::vector<double> out, grad_q, grad_k, grad_v;
+    std::vector<double> q, k, v, grad, out, grad_q, grad_k, grad_v;
 };
 
 // Memory at a boundary of 64 bytes that ends where it was asked to, with NaN everywhere.
@@ -153,8 +158,8 @@ struct Batch {
     }
 
     Exact exact() const {
-        Exact x{std::vector<double>(q.size()), std::vector<double>(q.size()), std::vector<double>(k.size()),
-                std::vector<double>(k.size())};
+        const std::vector<double> queries(q.size()), keys(k.size());
+        Exact x{q.values(), k.values(), v.values(), grad.values(), queries, queries, keys, keys};
         for (std::size_t s = 0; s < parent.size(); ++s) {
             for (std::int32_t t = offsets[s]; t < offsets[s + 1]; ++t) {
                 for (std::int64_t h = 0; h < query_heads; ++h) exact_row(s, t, h, x);
@@ -174,11 +179,9 @@ struct Batch {
         for (const Segment& s : segments) out += s.tokens;
         return out;
     }
-    double dot(const Tensor& a, std::size_t a_at, const Tensor& b, std::size_t b_at) const {
+    double dot(const double* a, const double* b) const {
         double sum = 0;
-        for (std::size_t i = 0; i < static_cast<std::size_t>(width); ++i) {
-            sum += a.get(a_at + i) * b.get(b_at + i);
-        }
+        for (std::int64_t i = 0; i < width; ++i) sum += a[i] * b[i];
         return sum;
     }
     void exact_row(std::size_t s, std::int32_t t, std::int64_t head, Exact& x) const {
@@ -196,23 +199,22 @@ struct Batch {
             see(offsets[p], offsets[p + 1]);
         }
         see(offsets[s], t + 1);
-        std::vector<double> weight;
+        std::vector<double> weight, slope;
         double total = 0, delta = 0;
         for (const std::size_t key : keys) {
-            weight.push_back(std::exp(0.25 * dot(q, at, k, key)));
+            weight.push_back(std::exp(0.25 * dot(&x.q[at], &x.k[key])));
+            slope.push_back(dot(&x.grad[at], &x.v[key]));
             total += weight.back();
         }
+        for (std::size_t j = 0; j < keys.size(); ++j) delta += (weight[j] /= total) * slope[j];
         for (std::size_t j = 0; j < keys.size(); ++j) {
-            weight[j] /= total;
-            delta += weight[j] * dot(grad, at, v, keys[j]);
-            for (std::size_t i = 0; i < w; ++i) x.out[at + i] += weight[j] * v.get(keys[j] + i);
-        }
-        for (std::size_t j = 0; j < keys.size(); ++j) {
-            const double slope = 0.25 * weight[j] * (dot(grad, at, v, keys[j]) - delta);
+            const double p = weight[j], ds = 0.25 * p * (slope[j] - delta);
+            const std::size_t key = keys[j];
             for (std::size_t i = 0; i < w; ++i) {
-                x.grad_q[at + i] += slope * k.get(keys[j] + i);
-                x.grad_k[keys[j] + i] += slope * q.get(at + i);
-                x.grad_v[keys[j] + i] += weight[j] * grad.get(at + i);
+                x.out[at + i] += p * x.v[key + i];
+                x.grad_q[at + i] += ds * x.k[key + i];
+                x.grad_k[key + i] += ds * x.q[at + i];
+                x.grad_v[key + i] += p * x.grad[at + i];
             }
         }
     }
