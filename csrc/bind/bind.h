@@ -19,5 +19,7 @@ T* at(Address address) {
 void points(pybind11::module_& m);
 void machine(pybind11::module_& m);
 void rms_norm(pybind11::module_& m);
+void swiglu(pybind11::module_& m);
+void rope(pybind11::module_& m);
 
 }  // namespace sftrl::bind

@@ -9,4 +9,6 @@ PYBIND11_MODULE(_C, m) {
     sftrl::bind::points(m);
     sftrl::bind::machine(m);
     sftrl::bind::rms_norm(m);
+    sftrl::bind::swiglu(m);
+    sftrl::bind::rope(m);
 }

@@ -73,6 +73,18 @@ SFTRL_INLINE void store(f32x16 value, bf16* to) {
 #endif
 }
 
+// The value rounded to the element type, for steps between which a torch module rounds.
+template <class T>
+SFTRL_INLINE f32x16 rounded(f32x16 value) {
+    T half[kLanes];
+    store(value, half);
+    return load(half);
+}
+template <>
+SFTRL_INLINE f32x16 rounded<float>(f32x16 value) {
+    return value;
+}
+
 // The first `count` (1 to 15) elements; other lanes are `fill`.
 template <class T>
 SFTRL_INLINE f32x16 load_first(const T* from, int count, float fill = 0.0f) {

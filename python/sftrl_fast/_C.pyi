@@ -41,3 +41,25 @@ def rms_norm(
     eps: float,
     dtype: int,
 ) -> None: ...
+def swiglu(gate_up: int, out: int, rows: int, width: int, dtype: int) -> None: ...
+def rope_cache(
+    q: int,
+    k: int,
+    v: int,
+    q_stride: int,
+    k_stride: int,
+    v_stride: int,
+    cos: int,
+    sin: int,
+    positions: int,
+    slots: int,
+    out: int,
+    k_cache: int,
+    v_cache: int,
+    rows: int,
+    q_heads: int,
+    kv_heads: int,
+    width: int,
+    page: int,
+    dtype: int,
+) -> None: ...

@@ -100,6 +100,14 @@ OPS: dict[str, dict[str, Implementation]] = {
         "cpp": _cpp("rms_norm:rms_norm_cpp"),
         "torch": Implementation("sftrl_fast.ops.rms_norm:rms_norm_torch"),
     },
+    "swiglu": {
+        "cpp": _cpp("swiglu:swiglu_cpp"),
+        "torch": Implementation("sftrl_fast.ops.swiglu:swiglu_torch"),
+    },
+    "rope_cache": {
+        "cpp": _cpp("rope:rope_cache_cpp"),
+        "torch": Implementation("sftrl_fast.ops.rope:rope_cache_torch"),
+    },
 }
 
 

@@ -1,0 +1,17 @@
+#include "sftrl/ops/swiglu.h"
+
+#include "bind.h"
+
+namespace sftrl::bind {
+
+void swiglu(pybind11::module_& m) {
+    m.def(
+        "swiglu",
+        [](Address gate_up, Address out, std::int64_t rows, std::int64_t width, int dtype) {
+            const pybind11::gil_scoped_release release;
+            sftrl::swiglu({at(gate_up), at(out), rows, width, static_cast<DType>(dtype)});
+        },
+        "Fills out; see SwigluArgs.");
+}
+
+}  // namespace sftrl::bind
