@@ -95,12 +95,16 @@ def _check(
     slots: Tensor,
 ) -> None:
     if q.dim() != 3 or not q.is_floating_point() or q.shape[2] % 2 or 0 in q.shape[1:]:
-        raise UserError(f"q is {q.dtype} {list(q.shape)}; needed: floating [T, Hq, Dh] with Hq > 0, Dh > 0 even")
+        raise UserError(
+            f"q is {q.dtype} {list(q.shape)}; needed: floating [T, Hq, Dh] with Hq > 0, Dh > 0 even"
+        )
     rows, _, width = q.shape
     if k.dim() != 3 or k.shape[1] == 0:
         raise UserError(f"k has shape {list(k.shape)}; needed: [T, Hkv, Dh] with Hkv > 0")
     if k_cache.dim() != 4 or k_cache.shape[2] == 0:
-        raise UserError(f"k_cache has shape {list(k_cache.shape)}; needed: [pages, Hkv, page, Dh] with page > 0")
+        raise UserError(
+            f"k_cache has shape {list(k_cache.shape)}; needed: [pages, Hkv, page, Dh] with page > 0"
+        )
     if cos.dim() != 2:
         raise UserError(f"cos has shape {list(cos.shape)}; needed: [P, Dh / 2]")
     heads, (pages, _, page, _) = k.shape[1], k_cache.shape
