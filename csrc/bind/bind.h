@@ -21,5 +21,6 @@ void machine(pybind11::module_& m);
 void rms_norm(pybind11::module_& m);
 void swiglu(pybind11::module_& m);
 void rope(pybind11::module_& m);
+void sample(pybind11::module_& m);
 
 }  // namespace sftrl::bind

@@ -11,4 +11,5 @@ PYBIND11_MODULE(_C, m) {
     sftrl::bind::rms_norm(m);
     sftrl::bind::swiglu(m);
     sftrl::bind::rope(m);
+    sftrl::bind::sample(m);
 }

@@ -95,7 +95,10 @@ OPS: dict[str, dict[str, Implementation]] = {
     "logprob": {"torch": Implementation("sftrl_fast.ops.logprob:logprob_torch")},
     "group_advantage": {"torch": Implementation("sftrl_fast.ops.advantage:group_advantage_torch")},
     "gae": {"torch": Implementation("sftrl_fast.ops.advantage:gae_torch")},
-    "sample": {"torch": Implementation("sftrl_fast.ops.sample:sample_torch")},
+    "sample": {
+        "cpp": _cpp("sample:sample_cpp"),
+        "torch": Implementation("sftrl_fast.ops.sample:sample_torch"),
+    },
     "rms_norm": {
         "cpp": _cpp("rms_norm:rms_norm_cpp"),
         "torch": Implementation("sftrl_fast.ops.rms_norm:rms_norm_torch"),
