@@ -2,6 +2,7 @@
 // in eight until one number is left, and the weights within the range are moved together on the way.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 
@@ -9,8 +10,16 @@
 
 namespace sftrl::SFTRL_LEVEL {
 
-inline constexpr float kLeastWeight =
-    1.17549435e-38f;  // smallest normal float; the largest weight of a row is 1
+inline constexpr float kLeastWeight = 1.17549435e-38f;  // smallest normal float
+inline constexpr float kBeyondWeights = 1.5f;  // the largest weight of a row is 1, give or take a rounding
+
+SFTRL_INLINE bool any_at_least(f32x16 value, float low) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(value), _mm512_set1_ps(low), _CMP_GE_OQ) != 0;
+#else
+    return reduce_max(value) >= low;
+#endif
+}
 
 // Appends the lanes of `value` that lie in [low, high) at `to` and returns how many; writes up to 16 floats.
 SFTRL_INLINE int append_between(f32x16 value, float low, float high, float* to) {
@@ -32,15 +41,21 @@ SFTRL_INLINE int append_between(f32x16 value, float low, float high, float* to) 
 #endif
 }
 
+// Zeros from `count` on up to a whole vector; returns its end.
+SFTRL_INLINE std::int64_t fill_up(float* weights, std::int64_t count) {
+    const std::int64_t whole = (count + kLanes - 1) / kLanes * kLanes;
+    for (std::int64_t i = count; i < whole; ++i) weights[i] = 0.0f;
+    return whole;
+}
+
 inline constexpr int kProbes = 7;
 inline constexpr std::int64_t kVectorsPerSum = 64;  // a float adds up this many, a double the rest
 
 // mass[j] += sum (or number, if kCount) of the weights that are at least probe[j].
 template <bool kCount>
-void add_masses(const float* weights, std::int64_t padded, const float* probe, double* mass) {
-    for (std::int64_t begin = 0; begin < padded; begin += kVectorsPerSum * kLanes) {
-        const std::int64_t end =
-            begin + kVectorsPerSum * kLanes < padded ? begin + kVectorsPerSum * kLanes : padded;
+void add_masses(const float* weights, std::int64_t count, const float* probe, double* mass) {
+    for (std::int64_t begin = 0; begin < count; begin += kVectorsPerSum * kLanes) {
+        const std::int64_t end = std::min(begin + kVectorsPerSum * kLanes, count);
         f32x16 sum[kProbes] = {};
         for (std::int64_t i = begin; i < end; i += kLanes) {
             const f32x16 weight = load(weights + i);
@@ -51,44 +66,51 @@ void add_masses(const float* weights, std::int64_t padded, const float* probe, d
     }
 }
 
-// The largest t whose weights >= t add up (or count up) to `need` or more, but `low` if none above it does.
-// `weights` (in [0, 1], give or take a rounding) and `work` have room for 16 floats beyond `count`, and the
-// weights are followed by 16 zeros. They may be the same array; `work` is overwritten.
+// For floats that are not negative, order of bits is order of values. Fills kProbes numbers that cut [low,
+// high) in even steps of the bits, which are about even steps of the logarithm.
+SFTRL_INLINE void place_probes(float low, float high, float* probe) {
+    const std::uint32_t first = std::bit_cast<std::uint32_t>(low), last = std::bit_cast<std::uint32_t>(high);
+    const std::uint32_t step = (last - first + kProbes) / (kProbes + 1);
+    for (std::uint32_t j = 0; j < kProbes; ++j) {
+        const std::uint32_t bits = first + step * (j + 1);
+        probe[j] = std::bit_cast<float>(bits < last ? bits : last);
+    }
+}
+
+// What is known of the threshold: it is at least `low` and below `high`, and the weights from `high` on add
+// up (or count up) to `above`.
+struct Range {
+    float low, high;
+    double above;
+};
+
+// The largest t in the range whose weights >= t add up (or count up) to `need` or more; `low` if none above
+// it does. `weights` has whole vectors: fill up with zeros. It may be `work`, which is overwritten and as
+// long.
 template <bool kCount>
-float narrow(const float* weights, float* work, std::int64_t count, float low, double need) {
-    // For floats that are not negative, order of bits is order of values.
-    std::uint32_t least = std::bit_cast<std::uint32_t>(low), beyond = std::bit_cast<std::uint32_t>(1.5f);
-    double above = 0.0;  // of weights from `beyond` on
-    while (beyond - least > 1 && count > 0) {
-        const std::uint32_t step = (beyond - least + kProbes) / (kProbes + 1);
-        std::uint32_t bits[kProbes + 2];
+float narrow(const float* weights, float* work, std::int64_t count, Range range, double need) {
+    while (std::bit_cast<std::uint32_t>(range.high) - std::bit_cast<std::uint32_t>(range.low) > 1 &&
+           count > 0) {
         float probe[kProbes];
-        double mass[kProbes + 1];
-        bits[0] = least;
-        bits[kProbes + 1] = beyond;
-        for (int j = 0; j < kProbes; ++j) {
-            const std::uint32_t at = bits[j] + step;
-            bits[j + 1] = at < beyond ? at : beyond;
-            probe[j] = std::bit_cast<float>(bits[j + 1]);
-            mass[j] = above;
-        }
-        mass[kProbes] = above;
-        add_masses<kCount>(weights, (count + kLanes - 1) / kLanes * kLanes, probe, mass);
+        double mass[kProbes];
+        place_probes(range.low, range.high, probe);
+        for (double& m : mass) m = range.above;
+        add_masses<kCount>(weights, count, probe, mass);
         int kept = 0;
         while (kept < kProbes && mass[kept] >= need) ++kept;
-        least = bits[kept];
-        beyond = bits[kept + 1];
-        above = mass[kept];
-        const float from = std::bit_cast<float>(least), to = std::bit_cast<float>(beyond);
+        if (kept > 0) range.low = probe[kept - 1];
+        if (kept < kProbes) {
+            range.high = probe[kept];
+            range.above = mass[kept];
+        }
         std::int64_t inside = 0;
         for (std::int64_t i = 0; i < count; i += kLanes) {
-            inside += append_between(load(weights + i), from, to, work + inside);
+            inside += append_between(load(weights + i), range.low, range.high, work + inside);
         }
-        store(splat(0.0f), work + inside);
         weights = work;
-        count = inside;
+        count = fill_up(work, inside);
     }
-    return std::bit_cast<float>(least);
+    return range.low;
 }
 
 }  // namespace sftrl::SFTRL_LEVEL

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cfloat>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "narrow.h"
@@ -45,8 +46,20 @@ SFTRL_INLINE f32x16 exp2_below(f32x16 x) {
 #endif
 }
 
-// One row. A cell is the sixteen logits of a block that share a lane; what one pass over the logits leaves of
-// it is its maximum and the sums of its weights against that maximum.
+// Thirty-two logits in any order: they are summed.
+SFTRL_INLINE void load_pair(const float* from, f32x16& a, f32x16& b) {
+    a = load(from);
+    b = load(from + kLanes);
+}
+SFTRL_INLINE void load_pair(const bf16* from, f32x16& a, f32x16& b) {
+    u32x16 both;
+    std::memcpy(&both, from, sizeof both);
+    a = reinterpret_cast<f32x16>(both << 16);
+    b = reinterpret_cast<f32x16>(both & 0xFFFF0000u);
+}
+
+// One row. The pass over the logits leaves of each cell, the sixteen logits of a block that share a lane, the
+// maximum and the sum of the weights against it. A weight is e^((logit - top) / temperature).
 template <class T>
 class Row {
   public:
@@ -59,8 +72,9 @@ class Row {
         plain_sums_ = sums_ + cells;
         heads_ = plain_sums_ + cells;
         candidates_ = heads_ + cells;
-        work_ = candidates_ + blocks_ * kBlock + 32;
-        starts_ = reinterpret_cast<std::int32_t*>(work_ + blocks_ * kBlock + 32);
+        work_ = candidates_ + blocks_ * kBlock + kLanes;
+        above_ = work_ + blocks_ * kBlock + kLanes;
+        starts_ = reinterpret_cast<std::int32_t*>(above_ + blocks_);
     }
 
     void draw(float uniform, float temperature, std::int64_t top_k, float top_p, std::int64_t& token,
@@ -75,16 +89,18 @@ class Row {
             plain = sampled = kNaN;
             return;
         }
-        const bool few = top_k > 0 && top_k < vocab_;
         double sampled_total = plain_total;
         if (greedy) {
             token = first_largest();
-        } else if (few || top_p < 1.0f) {
-            const double whole = twice ? total(sums_, scale_) : plain_total;
-            token = filtered(uniform, few ? top_k : 0, top_p, whole, sampled_total);
         } else {
+            const bool few = top_k > 0 && top_k < vocab_;
+            float least = 0.0f;
             if (twice) sampled_total = total(sums_, scale_);
-            token = unfiltered(uniform, sampled_total);
+            if (few || top_p < 1.0f) {
+                least = threshold(few ? top_k : 0, top_p, sampled_total);
+                sampled_total = keep(least);
+            }
+            token = pick(uniform * static_cast<float>(sampled_total), least);
         }
         const float z = to_float(logits_[token]) - top_;
         plain = z - static_cast<float>(std::log(plain_total));
@@ -102,34 +118,47 @@ class Row {
                                      : load_first(logits_ + at, static_cast<int>(vocab_ - at), -kInf);
     }
 
-    SFTRL_INLINE f32x16 weights(std::int64_t at) const { return exp2_below((logits(at) - top_) * scale_); }
+    SFTRL_INLINE f32x16 exponents(std::int64_t at) const { return (logits(at) - top_) * scale_; }
 
     // Fills tops_ and sums_, and with kTwice plain_sums_; finds top_.
     template <bool kTwice>
     void read() {
         f32x16 highest = splat(-kInf);
         for (std::int64_t b = 0; b < blocks_; ++b) {
-            const f32x16 top = size(b) == kBlock ? read_block<kTwice, true>(b) : read_block<kTwice, false>(b);
-            highest = max(highest, top);
+            highest =
+                max(highest, size(b) == kBlock ? read_block<kTwice, true>(b) : read_block<kTwice, false>(b));
         }
         top_ = reduce_max(highest);
     }
 
     template <bool kTwice, bool kWhole>
     SFTRL_INLINE f32x16 read_block(std::int64_t b) {
-        const int vectors = kWhole ? kVectors : (size(b) + kLanes - 1) / kLanes;
-        const auto at = [&](int v) {
-            return kWhole ? load(logits_ + b * kBlock + v * kLanes) : logits(b * kBlock + v * kLanes);
+        const int pairs = kWhole ? kVectors / 2 : (size(b) + 2 * kLanes - 1) / (2 * kLanes);
+        const auto read_pair = [&](int i, f32x16& x, f32x16& y) {
+            const std::int64_t at = b * kBlock + i * 2 * kLanes;
+            if constexpr (kWhole) {
+                load_pair(logits_ + at, x, y);
+            } else {
+                x = logits(at);
+                y = at + kLanes < vocab_ ? logits(at + kLanes) : splat(-kInf);
+            }
         };
-        f32x16 top = at(0);
-        for (int v = 1; v < vectors; ++v) top = max(top, at(v));
+        f32x16 x, y, top_x = splat(-kInf), top_y = splat(-kInf);
+        for (int i = 0; i < pairs; ++i) {
+            read_pair(i, x, y);
+            top_x = max(top_x, x);
+            top_y = max(top_y, y);
+        }
+        const f32x16 top = max(top_x, top_y);
         // Where all is -inf, the difference to the reference must be -inf too, not NaN.
         const f32x16 reference = max(splat(-FLT_MAX), top);
         f32x16 sum = splat(0.0f), plain_sum = splat(0.0f);
-        for (int v = 0; v < vectors; ++v) {
-            const f32x16 below = at(v) - reference;
-            sum += exp2_below(below * scale_);
-            if constexpr (kTwice) plain_sum += exp2_below(below * kLog2E);
+        for (int i = 0; i < pairs; ++i) {
+            read_pair(i, x, y);
+            x -= reference;
+            y -= reference;
+            sum += exp2_below(x * scale_) + exp2_below(y * scale_);
+            if constexpr (kTwice) plain_sum += exp2_below(x * kLog2E) + exp2_below(y * kLog2E);
         }
         store(top, tops_ + b * kLanes);
         store(sum, sums_ + b * kLanes);
@@ -137,13 +166,14 @@ class Row {
         return top;
     }
 
-    // Sum of a row's weights, and mass_ of each block.
+    // Sum of the row's weights, those of each block in mass_, and the largest of each cell in heads_.
     double total(const float* sums, float scale) {
         if (top_ == -kInf) return 0.0;
         double sum = 0.0;
         for (std::int64_t b = 0; b < blocks_; ++b) {
-            const f32x16 below = load(tops_ + b * kLanes) - top_;
-            mass_[b] = static_cast<double>(reduce_add(load(sums + b * kLanes) * exp2_below(below * scale)));
+            const f32x16 head = exp2_below((load(tops_ + b * kLanes) - top_) * scale);
+            store(head, heads_ + b * kLanes);
+            mass_[b] = static_cast<double>(reduce_add(load(sums + b * kLanes) * head));
             sum += mass_[b];
         }
         return sum;
@@ -157,134 +187,141 @@ class Row {
         return at;
     }
 
-    // The part whose running sum first exceeds `target`, or where rounding leaves none the last that is not
-    // empty. `before` receives the sum of those ahead of it.
-    static std::int64_t find(const double* mass, std::int64_t count, float target, double& before) {
+    // The first token whose running sum of the weights from `least` on exceeds `target`, or where rounding
+    // leaves none the last of them in its block. mass_ has the sums of these weights.
+    std::int64_t pick(float target, float least) const {
         std::int64_t found = 0;
-        double running = 0.0;
-        for (std::int64_t i = 0; i < count; ++i) {
-            if (!(mass[i] > 0.0)) continue;
-            found = i;
+        double before = 0.0, running = 0.0;
+        for (std::int64_t b = 0; b < blocks_ && !(static_cast<float>(running) > target); ++b) {
+            if (!(mass_[b] > 0.0)) continue;
+            found = b;
             before = running;
-            running += mass[i];
-            if (static_cast<float>(running) > target) break;
+            running += mass_[b];
         }
-        return found;
-    }
-
-    // The same over weights of `least` and more.
-    static int find(const float* weights, int count, float least, float target, double before) {
-        int found = 0;
-        for (int i = 0; i < count; ++i) {
+        alignas(64) float weights[kBlock];
+        const int count = size(found);
+        for (int i = 0; i < count; i += kLanes) store(exp2_below(exponents(found * kBlock + i)), weights + i);
+        int token = 0;
+        for (int i = 0; i < count && !(static_cast<float>(before) > target); ++i) {
             if (!(weights[i] >= least) || weights[i] == 0.0f) continue;
-            found = i;
+            token = i;
             before += static_cast<double>(weights[i]);
-            if (static_cast<float>(before) > target) break;
         }
-        return found;
+        return found * kBlock + token;
     }
 
-    std::int64_t unfiltered(float uniform, double whole) {
-        const float target = uniform * static_cast<float>(whole);
-        double before = 0.0;
-        const std::int64_t b = find(mass_, blocks_, target, before);
-        alignas(64) float block[kBlock];
-        for (int i = 0; i < size(b); i += kLanes) store(weights(b * kBlock + i), block + i);
-        return b * kBlock + find(block, size(b), 0.0f, target, before);
-    }
-
-    std::int64_t filtered(float uniform, std::int64_t top_k, float top_p, double whole, double& kept) {
-        const float low = bound(top_k, top_p, whole);
-        const std::int64_t count = collect(low);
-        float least = low;
+    // The least weight that the filters keep, in a row of weights that add up to `whole`.
+    float threshold(std::int64_t top_k, float top_p, double whole) {
+        const auto needed = [&] { return static_cast<double>(top_p * static_cast<float>(whole)); };
         if (top_k) {
-            least = narrow<true>(candidates_, work_, count, low, static_cast<double>(top_k));
-            whole = sum_of_candidates(count, least);
+            // The maxima of cells are weights of the row: the threshold is no less than the k-th largest of
+            // them.
+            const double need = static_cast<double>(top_k);
+            const float low =
+                narrow<true>(heads_, work_, blocks_ * kLanes, {kLeastWeight, kBeyondWeights, 0.0}, need);
+            Range range = {low, kBeyondWeights, 0.0};
+            collect(range);
+            const float least = narrow<true>(candidates_, work_, count_, range, need);
+            if (!(top_p < 1.0f)) return least;
+            whole = keep(least);
+            return narrow<false>(candidates_, work_, count_, {least, kBeyondWeights, 0.0}, needed());
         }
-        if (top_p < 1.0f) least = narrow<false>(candidates_, work_, count, least, needed(top_p, whole));
-        kept = sum_of_candidates(count, least);
-        const float target = uniform * static_cast<float>(kept);
-        double before = 0.0;
-        const std::int64_t chunk = find(mass_, (count + kBlock - 1) / kBlock, target, before) * kBlock;
-        const int rest = static_cast<int>(std::min<std::int64_t>(kBlock, count - chunk));
-        return token_of(chunk + find(candidates_ + chunk, rest, least, target, before), low);
+        Range range = estimate(top_p, whole);
+        const double inside = collect(range);
+        if (!(range.above < needed() && range.above + inside >= needed())) {
+            range = {least_possible(top_p, whole), kBeyondWeights, 0.0};
+            collect(range);
+        }
+        return narrow<false>(candidates_, work_, count_, range, needed());
     }
 
-    static double needed(float top_p, double whole) {
-        return static_cast<double>(top_p * static_cast<float>(whole));
-    }
-
-    // A weight that is not above the least one kept: found among the maxima of cells, which are weights of
-    // the row themselves. Also fills heads_ with them.
-    float bound(std::int64_t top_k, float top_p, double whole) {
-        const std::int64_t cells = blocks_ * kLanes;
-        double sum = 0.0;
-        for (std::int64_t i = 0; i < cells; i += kLanes) {
-            const f32x16 head = exp2_below((load(tops_ + i) - top_) * scale_);
-            store(head, heads_ + i);
-            sum += static_cast<double>(reduce_add(head));
-        }
-        std::copy_n(heads_, cells, candidates_);
-        store(splat(0.0f), candidates_ + cells);
-        if (top_k) {
-            if (top_k > cells) return kLeastWeight;
-            return narrow<true>(candidates_, work_, cells, kLeastWeight, static_cast<double>(top_k));
-        }
-        // All weights below (1 - p) total / V together are less than what top-p drops; half of it is beyond
-        // rounding.
+    // All weights below (1 - p) whole / V together are less than what top-p drops; half of it is beyond
+    // rounding.
+    float least_possible(float top_p, double whole) const {
         const double spare = (1.0 - static_cast<double>(top_p)) * whole / static_cast<double>(vocab_);
-        const float low = std::max(kLeastWeight, static_cast<float>(spare * 0.5));
-        const double need = needed(top_p, whole) * (1.0 + 1e-5);
-        return sum < need ? low : std::max(low, narrow<false>(candidates_, work_, cells, low, need));
+        return std::max(kLeastWeight, static_cast<float>(spare * 0.5));
     }
 
-    // Moves the weights from `low` on together, in the order of tokens; starts_ has the number before each
-    // block.
-    std::int64_t collect(float low) {
-        std::int64_t count = 0;
+    // A range that most likely holds the threshold of top-p: from the maxima of all cells, and one logit of
+    // each cell standing for all its logits but the largest.
+    Range estimate(float top_p, double whole) {
+        const std::int64_t cells = blocks_ * kLanes;
         for (std::int64_t b = 0; b < blocks_; ++b) {
-            starts_[b] = static_cast<std::int32_t>(count);
-            if (!(reduce_max(load(heads_ + b * kLanes)) >= low)) continue;
-            for (int i = 0; i < size(b); i += kLanes) {
-                count += append_between(weights(b * kBlock + i), low, kInf, candidates_ + count);
-            }
+            const std::int64_t at = b * kBlock + b % ((size(b) + kLanes - 1) / kLanes) * kLanes;
+            const f32x16 weight = exp2_below(exponents(at));
+            store(weight < load(heads_ + b * kLanes) ? weight : splat(0.0f), work_ + b * kLanes);
         }
-        store(splat(0.0f), candidates_ + count);
-        return count;
+        float low = least_possible(top_p, whole), high = kBeyondWeights;
+        Range range = {low, high, 0.0};
+        for (int round = 0; round < 2; ++round) {
+            float probe[kProbes];
+            double mass[kProbes] = {}, sampled[kProbes] = {};
+            place_probes(low, high, probe);
+            add_masses<false>(heads_, cells, probe, mass);
+            add_masses<false>(work_, cells, probe, sampled);
+            int kept = 0;
+            while (kept < kProbes &&
+                   mass[kept] + kVectors * sampled[kept] >= static_cast<double>(top_p) * whole)
+                ++kept;
+            // One step more on either side, for what the sample may be off.
+            range.low = kept > 1 ? probe[kept - 2] : low;
+            range.high = kept + 1 < kProbes ? probe[kept + 1] : high;
+            if (kept > 0) low = probe[kept - 1];
+            if (kept < kProbes) high = probe[kept];
+        }
+        return range;
     }
 
-    // Sum of the candidates from `least` on, and mass_ of each kBlock of them.
-    double sum_of_candidates(std::int64_t count, float least) {
+    // Moves the weights within the range together, in the order of tokens: starts_ has the place of each
+    // block's first among the candidates_. above_ receives the sum of each block's weights beyond the range,
+    // range.above that of all. Returns the sum of what is within.
+    double collect(Range& range) {
+        double inside = 0.0;
+        range.above = 0.0;
+        count_ = 0;
+        // Compared ahead of the exponential, with room for its rounding.
+        const float hopeless = std::log2(range.low) - 0.01f;
+        for (std::int64_t b = 0; b < blocks_; ++b) {
+            starts_[b] = static_cast<std::int32_t>(count_);
+            above_[b] = 0.0f;
+            if (!any_at_least(load(heads_ + b * kLanes), range.low)) continue;
+            f32x16 sum = splat(0.0f), beyond = splat(0.0f);
+            for (int i = 0; i < size(b); i += kLanes) {
+                const f32x16 exponent = exponents(b * kBlock + i);
+                if (!any_at_least(exponent, hopeless)) continue;
+                const f32x16 weight = exp2_below(exponent);
+                sum += weight >= range.low ? weight : splat(0.0f);
+                beyond += weight >= range.high ? weight : splat(0.0f);
+                count_ += append_between(weight, range.low, range.high, candidates_ + count_);
+            }
+            count_ = fill_up(candidates_, count_);
+            above_[b] = reduce_add(beyond);
+            range.above += static_cast<double>(above_[b]);
+            inside += static_cast<double>(reduce_add(sum) - above_[b]);
+        }
+        return inside;
+    }
+
+    // Sum of the weights from `least` on, with mass_ of each block, out of what collect has left.
+    double keep(float least) {
         double sum = 0.0;
-        for (std::int64_t begin = 0; begin < count; begin += kBlock) {
-            const std::int64_t end = std::min(begin + kBlock, count);
+        for (std::int64_t b = 0; b < blocks_; ++b) {
+            const std::int64_t end = b + 1 < blocks_ ? starts_[b + 1] : count_;
             f32x16 part = splat(0.0f);
-            for (std::int64_t i = begin; i < end; i += kLanes) {
+            for (std::int64_t i = starts_[b]; i < end; i += kLanes) {
                 const f32x16 weight = load(candidates_ + i);
                 part += weight >= least ? weight : splat(0.0f);
             }
-            mass_[begin / kBlock] = static_cast<double>(reduce_add(part));
-            sum += mass_[begin / kBlock];
+            mass_[b] = static_cast<double>(above_[b] + reduce_add(part));
+            sum += mass_[b];
         }
         return sum;
     }
 
-    std::int64_t token_of(std::int64_t candidate, float low) const {
-        const std::int64_t b = std::upper_bound(starts_, starts_ + blocks_, candidate) - starts_ - 1;
-        std::int64_t ahead = candidate - starts_[b];
-        alignas(64) float block[kBlock];
-        for (int i = 0; i < size(b); i += kLanes) store(weights(b * kBlock + i), block + i);
-        int i = 0;
-        for (; i < size(b) - 1; ++i) {
-            if (block[i] >= low && ahead-- == 0) break;
-        }
-        return b * kBlock + i;
-    }
-
     const T* logits_;
-    std::int64_t vocab_, blocks_;
+    std::int64_t vocab_, blocks_, count_ = 0;  // count_: of the candidates
     double* mass_;
-    float *tops_, *sums_, *plain_sums_, *heads_, *candidates_, *work_;
+    float *tops_, *sums_, *plain_sums_, *heads_, *candidates_, *work_, *above_;
     std::int32_t* starts_;
     float top_ = 0.0f, scale_ = kLog2E;  // the row's largest logit; log2(e) / temperature
 };

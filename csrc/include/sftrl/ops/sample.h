@@ -34,12 +34,12 @@ SFTRL_KERNEL(sample, SampleArgs)
 
 inline constexpr std::int64_t kSampleBlock = 256;  // logits
 
-// Floats that one thread needs. Each block of logits keeps 16 maxima, two times 16 sums and 16 weights of
-// maxima, its mass (a double) and the number of candidates before it; the candidates come twice, with room
-// for whole vectors.
+// Floats that one thread needs. Each block of logits has 16 maxima, two times 16 sums, 16 weights of maxima,
+// its mass (a double), the part of it above a range, and the place of its first candidate; candidates come
+// twice.
 constexpr std::int64_t sample_scratch(std::int64_t vocab) {
     const std::int64_t blocks = (vocab + kSampleBlock - 1) / kSampleBlock;
-    return blocks * (4 * 16 + 2 + 2) + 2 * (blocks * kSampleBlock + 32);
+    return blocks * (4 * 16 + 2 + 2) + 2 * (blocks * kSampleBlock + 16);
 }
 
 }  // namespace sftrl
