@@ -18,9 +18,13 @@ T* at(Address address) {
 
 void points(pybind11::module_& m);
 void machine(pybind11::module_& m);
+void fingerprint(pybind11::module_& m);
 void rms_norm(pybind11::module_& m);
-void swiglu(pybind11::module_& m);
-void rope(pybind11::module_& m);
 void sample(pybind11::module_& m);
+void linear(pybind11::module_& m);
+void logprob(pybind11::module_& m);
+void cached_attention(pybind11::module_& m);
+void rope_cache(pybind11::module_& m);
+void swiglu(pybind11::module_& m);
 
 }  // namespace sftrl::bind

@@ -11,7 +11,7 @@ void swiglu(pybind11::module_& m) {
             const pybind11::gil_scoped_release release;
             sftrl::swiglu({at(gate_up), at(out), rows, width, static_cast<DType>(dtype)});
         },
-        "Fills out; see SwigluArgs.");
+        "Fills out [rows, width]; see SwigluArgs.");
 }
 
 }  // namespace sftrl::bind

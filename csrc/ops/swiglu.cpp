@@ -8,18 +8,14 @@ namespace {
 
 constexpr std::int64_t kElementsPerChunk = 16384;  // a thread's share must be worth waking it for
 
+// silu(gate) is rounded to the element type before the product, as transformers does.
 template <class T>
 SFTRL_INLINE f32x16 gated(f32x16 gate, f32x16 up) {
-    return rounded<T>(gate / (exp(-gate) + 1.0f)) * up;
-}
-
-template <class T>
-void row(const T* gate, const T* up, T* out, std::int64_t width) {
-    std::int64_t i = 0;
-    for (; i + kLanes <= width; i += kLanes) store(gated<T>(load(gate + i), load(up + i)), out + i);
-    if (const int rest = static_cast<int>(width - i)) {
-        store_first(gated<T>(load_first(gate + i, rest), load_first(up + i, rest)), out + i, rest);
-    }
+    const f32x16 silu = gate / (exp(-gate) + 1.0f);
+    if constexpr (sizeof(T) == sizeof(float)) return silu * up;
+    T half[kLanes];
+    store(silu, half);
+    return load(half) * up;
 }
 
 template <class T>
@@ -27,7 +23,13 @@ void run(const SwigluArgs& a) {
     parallel_for(a.rows, kElementsPerChunk / a.width + 1, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t r = begin; r < end; ++r) {
             const T* const gate = static_cast<const T*>(a.gate_up) + r * 2 * a.width;
-            row(gate, gate + a.width, static_cast<T*>(a.out) + r * a.width, a.width);
+            const T* const up = gate + a.width;
+            T* const out = static_cast<T*>(a.out) + r * a.width;
+            std::int64_t i = 0;
+            for (; i + kLanes <= a.width; i += kLanes) store(gated<T>(load(gate + i), load(up + i)), out + i);
+            if (const int rest = static_cast<int>(a.width - i); rest > 0) {
+                store_first(gated<T>(load_first(gate + i, rest), load_first(up + i, rest)), out + i, rest);
+            }
         }
     });
 }

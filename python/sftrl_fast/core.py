@@ -124,3 +124,7 @@ class TaskEnv(Protocol):
 
     def strata(self) -> Sequence[int] | np.ndarray:
         """A small integer for each item, ``[num_items]``; subsets keep its proportions."""
+
+    def questions(self) -> Sequence[int] | np.ndarray:
+        """An integer for each item, ``[num_items]``: items that ask the same question have the same, so that
+        intervals do not count them as independent. ``range(num_items)`` if no two do."""

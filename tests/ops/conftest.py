@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from sftrl_fast import _C
+from sftrl_fast.ops.dispatch import interpreting
 
 LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16")
 
@@ -21,3 +23,11 @@ def level(request: pytest.FixtureRequest) -> Iterator[str]:
     _C.set_level(request.param)
     yield request.param
     _C.set_level(before)
+
+
+@pytest.fixture(autouse=True)
+def _no_bf16_under_the_interpreter(request: pytest.FixtureRequest) -> None:
+    """Triton's interpreter keeps bf16 as whole numbers and adds those: only float32 means something there."""
+    arguments = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if interpreting() and arguments.get("impl") == "triton" and arguments.get("dtype") == torch.bfloat16:
+        pytest.skip("the interpreter's bf16 arithmetic is wrong")

@@ -12,7 +12,7 @@ from sftrl_fast.core import UserError
 from sftrl_fast.ops.dispatch import availability
 from sftrl_fast.ops.sample import FIELD_BITS, philox4x32, sample, uniforms
 
-IMPLS = [row.impl for row in availability("sample") if row.available]
+IMPLS = [row.impl for row in availability("sample", torch.empty(0)) if row.available]
 
 # Known answers of the Random123 library (tests/kat_vectors, philox4x32 10): counter, key -> words.
 KNOWN = [
@@ -120,7 +120,7 @@ def test_shares_of_drawn_tokens_and_both_log_probabilities_follow_the_distributi
     impl: str, temperature: float, top_k: int, top_p: float
 ) -> None:
     logits = torch.randn(23, generator=torch.Generator().manual_seed(1)) * 2
-    rows = 20_000
+    rows = 256 if impl == "triton" else 20_000  # the interpreter takes a row a millisecond
     tokens, plain, sampled = sample(
         logits.expand(rows, -1),
         many(rows),

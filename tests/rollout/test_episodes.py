@@ -13,9 +13,10 @@ from gymnasium.spaces import Text
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sftrl_fast.core import Group, UserError
+from sftrl_fast.rollout.engine import NativeEngine
 from sftrl_fast.rollout.episodes import run_episodes
 from sftrl_fast.rollout.hf_backend import HFBackend
-from sftrl_fast.rollout.request import Completion, Engine, EngineCounters, Request, SamplingParams
+from sftrl_fast.rollout.request import BatchEngine, Completion, Engine, Request, SamplingParams
 
 SINGLE, VECTOR = "toy/Letters-v0", "toy/LettersVector-v0"
 RIGHT, WRONG = 0, 1
@@ -124,15 +125,15 @@ def encode(text: str) -> list[int]:
     return [10 + ALPHABET.index(letter) for letter in text]
 
 
-class Scripted(Engine):
+class Scripted(BatchEngine):
     """Answers ``script[item][sample][turn]``; an answer ending in "-" was cut by the length limit."""
 
     def __init__(self, script: dict[int, list[list[str]]]) -> None:
-        self.counters = EngineCounters()
+        super().__init__()
         self.script = script
         self.calls: list[list[Request]] = []
 
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], params: Any) -> list[Completion]:
         assert params is PARAMS
         self.calls.append(list(requests))
         out = []
@@ -244,7 +245,8 @@ def test_environments_are_closed_when_the_engine_fails() -> None:
         assert not OPEN
 
 
-def test_a_random_model_plays_the_same_episode_in_any_company() -> None:
+@pytest.mark.parametrize("native", [False, True])
+def test_a_random_model_plays_the_same_episode_in_any_company(native: bool) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=10 + len(ALPHABET),
@@ -255,7 +257,10 @@ def test_a_random_model_plays_the_same_episode_in_any_company() -> None:
         max_position_embeddings=128,
         initializer_range=0.2,
     )
-    engine = HFBackend(LlamaForCausalLM(config), frozenset({STOP}), 0, max_sequences=8)
+    model = LlamaForCausalLM(config)
+    engine: Engine = HFBackend(model, frozenset({STOP}), 0, max_sequences=8)
+    if native:
+        engine = NativeEngine(model, frozenset({STOP}), max_sequences=8, cache_tokens=2000)
     whole = run(engine, VECTOR, [4, 0, 7], max_context=128, params=SamplingParams(6))
     (alone,) = run(engine, SINGLE, [0], max_context=128, params=SamplingParams(6))
     answers = [[turn.answer_ids for turn in episode.turns] for episode in alone.episodes]

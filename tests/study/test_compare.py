@@ -12,7 +12,7 @@ from scipy import stats
 from sftrl_fast.study.compare import (
     ARMS,
     BoolVector,
-    bootstrap_hands,
+    bootstrap_questions,
     build_results,
     clustered_wilson,
     mcnemar,
@@ -107,11 +107,11 @@ def test_repeating_a_seed_adds_no_evidence() -> None:
     a, b = paired(both=5, b_only=12, a_only=4, neither=179)
     once = paired_difference({0: a}, {0: b})
     thrice = paired_difference(dict.fromkeys(range(3), a), dict.fromkeys(range(3), b))
-    assert thrice.hands_p == pytest.approx(once.hands_p)
+    assert thrice.questions_p == pytest.approx(once.questions_p)
     assert thrice.mean == pytest.approx(once.mean)
     assert clustered_wilson(3 * a.astype(int), 3) == pytest.approx(wilson(int(a.sum()), len(a)))
-    expected = bootstrap_hands(b.astype(int) - a.astype(int), 1)
-    assert (thrice.hands_low, thrice.hands_high) == pytest.approx(expected)
+    expected = bootstrap_questions(b.astype(int) - a.astype(int), 1)
+    assert (thrice.questions_low, thrice.questions_high) == pytest.approx(expected)
 
 
 def test_independent_seeds_add_evidence_up_to_all_their_answers() -> None:
@@ -143,8 +143,8 @@ def test_clustered_interval_covers_the_rate_as_often_as_it_says(seeds: int) -> N
 
 def test_bootstrap_is_repeatable_and_close_to_the_normal_interval() -> None:
     differences = np.array([1] * 60 + [-1] * 20 + [2] * 10 + [0] * 310)
-    low, high = bootstrap_hands(differences, 3)
-    assert (low, high) == bootstrap_hands(differences, 3)
+    low, high = bootstrap_questions(differences, 3)
+    assert (low, high) == bootstrap_questions(differences, 3)
     rate = differences / 3
     half = 1.96 * rate.std(ddof=1) / np.sqrt(len(rate))
     assert (low, high) == pytest.approx((rate.mean() - half, rate.mean() + half), abs=0.002)
@@ -162,7 +162,7 @@ def test_student_t_without_spread_claims_no_p() -> None:
     assert student_t([0.1, 0.1]) == (0.1, 0.1, None)
 
 
-def test_one_seed_is_judged_over_hands() -> None:
+def test_one_seed_is_judged_over_questions() -> None:
     a, b = paired(both=10, b_only=9, a_only=1, neither=80)
     result = paired_difference({7: a}, {7: b})
     assert result.mean == pytest.approx(0.08)
@@ -173,13 +173,13 @@ def test_one_seed_is_judged_over_hands() -> None:
 
 
 def test_several_seeds_are_judged_over_seeds() -> None:
-    """Each seed alone is significant over hands; that the seeds disagree must show."""
+    """Each seed alone is significant over questions; that the seeds disagree must show."""
     a, b = paired(both=0, b_only=30, a_only=0, neither=70)
     result = paired_difference({0: a, 1: b}, {0: b, 1: a})
     assert [s.difference for s in result.per_seed.values()] == [pytest.approx(0.3), pytest.approx(-0.3)]
     assert result.mean == pytest.approx(0.0)
     assert result.low < -1 < 1 < result.high
-    assert all(s.p_mcnemar < 1e-6 for s in result.per_seed.values())
+    assert all(s.p < 1e-6 for s in result.per_seed.values())
 
 
 def test_arms_with_other_seeds_are_refused() -> None:
@@ -271,3 +271,53 @@ def test_evaluations_that_do_not_match_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         build_results(broken)
+
+
+def test_items_of_one_question_count_as_little_as_one_when_they_agree() -> None:
+    """Four items a question, all answered alike: the intervals are those of the questions alone."""
+    rng = np.random.default_rng(5)
+    a, b = rng.random(60) < 0.3, rng.random(60) < 0.5
+    fourfold = np.repeat(np.arange(60), 4)
+    a4, b4 = np.repeat(a, 4), np.repeat(b, 4)
+    assert clustered_wilson(a4.astype(int), 1, questions=fourfold) == pytest.approx(
+        wilson(int(a.sum()), 60), abs=2e-3
+    )
+    assert sign_flip_p(b4.astype(int) - a4.astype(int), fourfold) == pytest.approx(mcnemar(a, b)[2], abs=1e-9)
+    many = paired_difference({0: a4, 1: a4}, {0: b4, 1: b4}, questions=fourfold)
+    once = paired_difference({0: a, 1: a}, {0: b, 1: b})
+    assert (many.questions_low, many.questions_high) == pytest.approx(
+        (once.questions_low, once.questions_high)
+    )
+    assert many.per_seed[0].p == pytest.approx(mcnemar(a, b)[2], abs=1e-9)
+
+
+def test_items_of_one_question_count_in_full_when_they_differ_at_random() -> None:
+    rng = np.random.default_rng(6)
+    solved, questions = (rng.random(4000) < 0.3).astype(int), np.repeat(np.arange(1000), 4)
+    assert clustered_wilson(solved, 1, questions=questions) == pytest.approx(
+        wilson(int(solved.sum()), 4000), abs=3e-3
+    )
+
+
+def test_bootstrap_over_questions_covers_clustered_differences() -> None:
+    """Of 200 studies whose questions shift both arms' items together, some 95 % hold the true difference of 0."""
+    rng = np.random.default_rng(7)
+    covered = naive = 0
+    for _ in range(200):
+        shift = rng.integers(-1, 2, size=40)
+        by_item, questions = np.repeat(shift, 5), np.repeat(np.arange(40), 5)
+        low, high = bootstrap_questions(by_item, 1, questions=questions)
+        covered += low <= 0 <= high
+        low, high = bootstrap_questions(by_item, 1)
+        naive += low <= 0 <= high
+    assert covered >= 176
+    assert naive < 150
+
+
+def test_results_count_the_questions_of_each_set() -> None:
+    outcome = {"id": [True, False, True], "rule_ood": [False, False, True]}
+    results = build_results({0: dict.fromkeys(ARMS, outcome)}, questions={"id": [7, 7, 3]})
+    assert results["questions"] == {"id": 2}
+    loose, tight = results["arms"]["rl"]["id"], results["arms"]["rl"]["rule_ood"]
+    assert loose["high"] - loose["low"] > 0
+    assert (tight["low"], tight["high"]) == pytest.approx(wilson(1, 3))

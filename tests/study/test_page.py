@@ -47,7 +47,7 @@ def test_markdown_shows_rates_differences_and_compute() -> None:
     assert any(line.startswith("| SFT | 50.0 % [") for line in lines)
     assert "| *seed 1* | *40.0 % (4/10)* | *40.0 % (4/10)* |" in lines
     assert "| RL - warm-up | +30.0 [+30.0,+30.0] p - | +30.0 [+30.0,+30.0] p - |" in lines
-    assert any(line.startswith("| *over hands* |") for line in lines)
+    assert any(line.startswith("| *over questions* |") for line in lines)
     assert "| *seed 0* | *+30.0 (+3 -0) p=.250* | *+30.0 (+3 -0) p=.250* |" in lines
     assert "| RL | 25,600 | 3,077,600 | 2.1e+13 | 1.8e+13 | 300.0 |" in lines
     assert text.endswith("\n")
@@ -64,7 +64,7 @@ def test_every_table_row_has_as_many_cells_as_its_header() -> None:
 def test_terminal_table_loses_no_number_in_a_narrow_window(width: int) -> None:
     text = printed(build_results({0: vectors()}, compute=COMPUTE), width)
     assert "…" not in text
-    for expected in ("warm-up", "50.0 %", "+30.0", "(+3 -0)", "p=.250", "3,077,600", "Newcombe"):
+    for expected in ("warm-up", "50.0 %", "+30.0", "(+3 -0)", "p=.250", "3,077,600", "questions"):
         assert expected in text
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +25,11 @@ def _start(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "sftrl_fast.cli", "train", *arguments])
 
 
-def _without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_times(v) for key, v in value.items() if key != "seconds"}
-    return [_without_times(v) for v in value] if isinstance(value, list) else value
-
-
-def _numbers(folder: Path) -> tuple[Any, Any]:
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return _without_times(metrics), _without_times(json.loads((folder / "results.json").read_text()))
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_killed_run_ends_with_the_numbers_of_an_unbroken_one(tmp_path: Path) -> None:
+def test_a_killed_run_ends_with_the_numbers_of_an_unbroken_one(
+    tmp_path: Path, numbers: Callable[[Path], tuple[Any, Any]]
+) -> None:
     began = time.monotonic()
     assert _start("--out", str(tmp_path / "whole"), *SETTINGS).wait() == 0
     whole = time.monotonic() - began
@@ -57,4 +48,4 @@ def test_a_killed_run_ends_with_the_numbers_of_an_unbroken_one(tmp_path: Path) -
             process = _start("--resume", str(tmp_path / "killed"))
     assert process.wait() == 0
     assert kills >= 1
-    assert _numbers(tmp_path / "killed") == _numbers(tmp_path / "whole")
+    assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,6 @@ def _config(**changes: Any) -> Config:
     return load_config(overrides={**SMALL, **changes})
 
 
-def _without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_times(v) for key, v in value.items() if key != "seconds"}
-    return [_without_times(v) for v in value] if isinstance(value, list) else value
-
-
-def _numbers(folder: Path) -> tuple[Any, Any]:
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return _without_times(metrics), _without_times(json.loads((folder / "results.json").read_text()))
-
-
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "unbroken"
@@ -58,12 +48,15 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+Numbers = Callable[[Path], tuple[Any, Any]]
+
+
 class Died(Exception):
     pass
 
 
 def test_a_run_that_dies_at_any_checkpoint_ends_with_the_same_numbers(
-    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unbroken: Path, tmp_path: Path, numbers: Numbers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "broken"
     real_save = checkpoint.save
@@ -90,16 +83,18 @@ def test_a_run_that_dies_at_any_checkpoint_ends_with_the_same_numbers(
         except Died:
             deaths += 1
     assert deaths >= 3
-    assert _numbers(folder) == _numbers(unbroken)
+    assert numbers(folder) == numbers(unbroken)
 
 
-def test_a_run_that_dies_before_its_first_checkpoint_starts_again(unbroken: Path, tmp_path: Path) -> None:
+def test_a_run_that_dies_before_its_first_checkpoint_starts_again(
+    unbroken: Path, tmp_path: Path, numbers: Numbers
+) -> None:
     folder = tmp_path / "early"
     folder.mkdir()
     (folder / "figures").mkdir()
     (folder / "config.toml").write_text((unbroken / "config.toml").read_text())
     study.resume(folder)
-    assert _numbers(folder) == _numbers(unbroken)
+    assert numbers(folder) == numbers(unbroken)
 
 
 def test_the_run_folder_holds_what_is_promised(unbroken: Path) -> None:

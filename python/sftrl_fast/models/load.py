@@ -92,22 +92,37 @@ def load(name: str, *, dtype: str = "float32", device: str = "auto") -> Language
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a folder that :func:`load` and any Hugging Face tool reads; it appears whole or not at all.
+    """Write a folder that :func:`load` and any Hugging Face tool reads; it appears whole and on disk, or not at all.
 
-    What stands at ``folder`` is replaced, and what a killed process left beside it. ``UserError`` if it cannot
-    be written.
+    What stands at ``folder`` is replaced once the new one is on disk, as is what a killed process left beside it.
+    ``UserError`` if it cannot be written.
     """
     folder = folder.absolute()
-    made = folder.with_name(folder.name + ".tmp")
+    made, old = (folder.with_name(folder.name + end) for end in (".tmp", ".old"))
     try:
-        for old in (made, folder):
-            if old.exists():
-                shutil.rmtree(old)
+        for leftover in (made, old):
+            if leftover.exists():
+                shutil.rmtree(leftover)
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)
+        for path in (*made.iterdir(), made):
+            _sync(path)
+        if folder.exists():
+            folder.rename(old)
         made.rename(folder)
+        _sync(folder.parent)
+        if old.exists():
+            shutil.rmtree(old)
     except (OSError, SafetensorError) as fault:
         raise UserError(f"{str(folder)!r} cannot be written: {fault}") from None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def locate(name: str) -> str:

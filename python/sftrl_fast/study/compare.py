@@ -2,15 +2,15 @@
 
 Two sources of chance are kept apart, since neither stands for the other:
 
-* **hands** - another draw of items of the same kind would score differently. The same items stand under every
-  seed, so outcomes are clustered by item and ``seeds x items`` answers are not that many independent trials.
+* **questions** - another draw of items of the same kind would score differently. The same items stand under every
+  seed, and several items may ask one question (``10 J 4 1`` and ``Q Q 4 1`` where J and Q count as 10), so outcomes
+  are clustered by question and ``seeds x items`` answers are not that many independent trials.
 * **seeds** - another warm-up, data order and set of samples would end in another model.
 
-A *rate*'s interval covers the sampling of hands, for the models of this run: Wilson's with one seed, and
-Wilson's at the effective number of independent answers with several (:func:`clustered_wilson`). A
-*difference* carries two intervals: over seeds (Student's t, the ``low``/``high``/``p`` of a study with two
-seeds or more) and over hands (``hands``). With one seed nothing can be said about others, and both are over
-hands.
+A *rate*'s interval covers the sampling of questions, for the models of this run: Wilson's at the effective number
+of independent answers (:func:`clustered_wilson`). A *difference* carries two intervals: over seeds (Student's t, the
+``low``/``high``/``p`` of a study with two seeds or more) and over questions (``questions``). With one seed nothing can
+be said about others, and both are over questions.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 BoolVector = NDArray[np.bool_]
+IntVector = NDArray[np.integer[Any]]
 Evaluations = Mapping[int, Mapping[str, Mapping[str, Sequence[bool] | BoolVector]]]
 """seed -> arm -> set -> success of each item, the same items in the same order for every seed and arm."""
 
@@ -34,10 +35,10 @@ DIFFERENCES = (("rl", "warmup"), ("sft", "warmup"), ("rl", "sft"))
 
 BOOTSTRAP_REPLICATES = 20_000
 INTERVALS = {
-    "rates": "sampling of hands, models given: Wilson; over several seeds at the hand-clustered effective n",
-    "differences_one_seed": "sampling of hands: Newcombe's paired score interval, McNemar's exact p",
+    "rates": "sampling of questions, models given: Wilson at the question-clustered effective n",
     "differences_seeds": "seed-to-seed variation: Student's t over the per-seed differences",
-    "differences_hands": "sampling of hands, models given: bootstrap over hands, exact sign-flip p by hand",
+    "differences_questions": "sampling of questions, models given: exact sign-flip p by question; bootstrap over "
+    "questions, or Newcombe's paired score interval with one seed and one item a question",
 }
 
 
@@ -50,21 +51,22 @@ class SeedDifference:
     """Items only ``b`` solves."""
     lost: int
     """Items only ``a`` solves."""
-    p_mcnemar: float
+    p: float
+    """Exact, by question: McNemar's where each item is a question of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
-    """The rate of ``b`` less the rate of ``a``: over seeds where there are two or more, else over hands."""
+    """The rate of ``b`` less the rate of ``a``: over seeds where there are two or more, else over questions."""
 
     mean: float
     low: float
     high: float
     p: float | None
     """None if every seed shows one and the same difference other than 0: a t-test has no scale then."""
-    hands_low: float
-    hands_high: float
-    hands_p: float
+    questions_low: float
+    questions_high: float
+    questions_p: float
     per_seed: dict[int, SeedDifference]
 
 
@@ -87,28 +89,43 @@ def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float,
 
 
 def clustered_wilson(
-    successes: NDArray[np.integer[Any]], seeds: int, confidence: float = 0.95
+    successes: IntVector, seeds: int, confidence: float = 0.95, questions: IntVector | None = None
 ) -> tuple[float, float]:
-    """Wilson's interval of the mean rate, outcomes clustered by item.
+    """Wilson's interval of the mean rate, outcomes clustered by question.
 
     Args:
         successes: in how many of the ``seeds`` each item was solved, ``[n]``.
+        questions: the question each item asks, ``[n]``; None if no two ask the same.
 
     The effective number of answers (Korn & Graubard 1998, Surv. Methodol. 24:193; with Wilson's interval:
-    Dean & Pagano 2015, J. Surv. Stat. Methodol. 3:484) is ``rate (1 - rate) / Var(mean over items)``, held
-    between ``n`` (all seeds alike; also assumed at a rate of 0 or 1, where nothing can be estimated) and
-    ``seeds * n`` (independent). One seed gives plain Wilson.
+    Dean & Pagano 2015, J. Surv. Stat. Methodol. 3:484) is ``rate (1 - rate) / Var(mean over items)``, the variance of
+    a ratio estimate over the questions, held between their number (all answers to a question alike; also assumed
+    at a rate of 0 or 1, where nothing can be estimated) and ``seeds * n`` (independent). With one seed and one item
+    a question that is plain Wilson.
     """
     n = len(successes)
     if n == 0:
         return 0.0, 1.0
-    per_item = successes / seeds
-    rate = float(per_item.mean())
-    effective = float(n)
-    if n > 1 and 0 < rate < 1:
-        variance = float(per_item.var(ddof=1)) / n
-        effective = seeds * n if variance == 0 else min(max(rate * (1 - rate) / variance, n), seeds * n)
+    solved, items = _by_question(successes, questions)
+    rate, clusters = float(solved.sum()) / (seeds * n), len(items)
+    effective = float(clusters)
+    if clusters > 1 and 0 < rate < 1:
+        residuals = solved / seeds - rate * items
+        variance = float(np.square(residuals).sum()) * clusters / (clusters - 1) / n**2
+        most = seeds * n
+        effective = most if variance == 0 else min(max(rate * (1 - rate) / variance, clusters), most)
     return wilson(min(rate * effective, effective), effective, confidence)
+
+
+def _by_question(counts: IntVector, questions: IntVector | None) -> tuple[IntVector, IntVector]:
+    """``(sum of counts, number of items)`` of each question."""
+    if questions is None:
+        return counts, np.ones(len(counts), dtype=np.int64)
+    _, index = np.unique(questions, return_inverse=True)
+    items = np.bincount(index)
+    sums = np.zeros(len(items), dtype=np.int64)
+    np.add.at(sums, index, counts)
+    return sums, items
 
 
 def mcnemar(a: BoolVector, b: BoolVector) -> tuple[int, int, float]:
@@ -152,15 +169,17 @@ def newcombe_paired(a: BoolVector, b: BoolVector, confidence: float = 0.95) -> t
     return max(-1.0, float(low)), min(1.0, float(high))
 
 
-def sign_flip_p(differences: NDArray[np.integer[Any]]) -> float:
-    """Exact two-sided p-value that arms are exchangeable on each item, all seeds of an item flipped together.
+def sign_flip_p(differences: IntVector, questions: IntVector | None = None) -> float:
+    """Exact two-sided p-value that arms are exchangeable on each question, all its items and seeds flipped together.
 
     Args:
         differences: for each item, in how many more seeds ``b`` solved it than ``a``, ``[n]``.
+        questions: the question each item asks, ``[n]``; None if no two ask the same.
 
-    The null distribution of the sum is found by convolution, not by sampling. One seed gives McNemar's exact
-    test.
+    The null distribution of the sum is found by convolution, not by sampling. One seed and one item a question give
+    McNemar's exact test.
     """
+    differences, _ = _by_question(differences, questions)
     observed = abs(int(differences.sum()))
     null = np.ones(1)
     for size, count in zip(
@@ -173,23 +192,24 @@ def sign_flip_p(differences: NDArray[np.integer[Any]]) -> float:
     return float(min(1.0, null[np.abs(np.arange(-reach, reach + 1)) >= observed].sum()))
 
 
-def bootstrap_hands(
-    differences: NDArray[np.integer[Any]], seeds: int, confidence: float = 0.95
+def bootstrap_questions(
+    differences: IntVector, seeds: int, confidence: float = 0.95, questions: IntVector | None = None
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean difference in rate, items resampled with all their seeds.
+    """Percentile bootstrap interval of the mean difference in rate, questions resampled with all items and seeds.
 
     Args:
         differences: for each item, in how many more of the ``seeds`` ``b`` solved it than ``a``, ``[n]``.
+        questions: the question each item asks, ``[n]``; None if no two ask the same.
 
-    Items with one value are interchangeable, so a multinomial draw of the value counts is the same bootstrap.
-    Its random numbers are fixed: the same data gives the same interval.
+    Questions with one sum and number of items are interchangeable, so a multinomial draw of their counts is the same
+    bootstrap. Its random numbers are fixed: the same data gives the same interval.
     """
-    values, counts = np.unique(differences, return_counts=True)
-    n = int(counts.sum())
-    draws = np.random.default_rng(0).multinomial(n, counts / n, size=BOOTSTRAP_REPLICATES)
-    means = draws @ values / (n * seeds)
+    pairs, counts = np.unique(np.stack(_by_question(differences, questions)), axis=1, return_counts=True)
+    clusters = int(counts.sum())
+    draws = np.random.default_rng(0).multinomial(clusters, counts / clusters, size=BOOTSTRAP_REPLICATES)
+    sums, items = draws @ pairs[0], draws @ pairs[1]
     tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = np.quantile(sums / (items * seeds), [tail, 1 - tail])
     return float(low), float(high)
 
 
@@ -206,9 +226,12 @@ def student_t(differences: Sequence[float], confidence: float = 0.95) -> tuple[f
 
 
 def paired_difference(
-    per_seed_a: Mapping[int, BoolVector], per_seed_b: Mapping[int, BoolVector], confidence: float = 0.95
+    per_seed_a: Mapping[int, BoolVector],
+    per_seed_b: Mapping[int, BoolVector],
+    confidence: float = 0.95,
+    questions: IntVector | None = None,
 ) -> PairedDifference:
-    """``rate(b) - rate(a)``, each argument seed -> success of each item ``[n]``.
+    """``rate(b) - rate(a)``, each argument seed -> success of each item ``[n]``; ``questions`` as elsewhere.
 
     Raises:
         ValueError: the arms do not have the same seeds or the same number of items.
@@ -217,23 +240,28 @@ def paired_difference(
         raise ValueError(f"arms must share their seeds, got {sorted(per_seed_a)} and {sorted(per_seed_b)}")
     per_seed = {}
     for seed in sorted(per_seed_a):
-        gained, lost, p = mcnemar(per_seed_a[seed], per_seed_b[seed])
-        per_seed[seed] = SeedDifference((gained - lost) / len(per_seed_a[seed]), gained, lost, p)
+        a, b = per_seed_a[seed], per_seed_b[seed]
+        gained, lost, _ = mcnemar(a, b)
+        p = sign_flip_p(b.astype(np.int64) - a.astype(np.int64), questions)
+        per_seed[seed] = SeedDifference((gained - lost) / len(a), gained, lost, p)
     seeds = list(per_seed)
     by_item = _per_item(per_seed_b) - _per_item(per_seed_a)
     mean = float(np.mean([d.difference for d in per_seed.values()]))
-    hands_p = sign_flip_p(by_item)
+    p_questions = sign_flip_p(by_item, questions)
+    if len(seeds) == 1 and (questions is None or len(np.unique(questions)) == len(by_item)):
+        over = newcombe_paired(per_seed_a[seeds[0]], per_seed_b[seeds[0]], confidence)
+    else:
+        over = bootstrap_questions(by_item, len(seeds), confidence, questions)
     if len(seeds) == 1:
-        low, high = newcombe_paired(per_seed_a[seeds[0]], per_seed_b[seeds[0]], confidence)
-        return PairedDifference(mean, low, high, hands_p, low, high, hands_p, per_seed)
-    hands_low, hands_high = bootstrap_hands(by_item, len(seeds), confidence)
+        return PairedDifference(mean, *over, p_questions, *over, p_questions, per_seed)
     low, high, p_seeds = student_t([d.difference for d in per_seed.values()], confidence)
-    return PairedDifference(mean, low, high, p_seeds, hands_low, hands_high, hands_p, per_seed)
+    return PairedDifference(mean, low, high, p_seeds, *over, p_questions, per_seed)
 
 
 def build_results(
     evaluations: Evaluations,
     *,
+    questions: Mapping[str, Sequence[int]] | None = None,
     compute: Mapping[str, Mapping[str, float]] | None = None,
     confidence: float = 0.95,
 ) -> dict[str, Any]:
@@ -242,12 +270,14 @@ def build_results(
     Args:
         evaluations: seed -> arm -> set -> success of each item; an arm or set is absent under all seeds or
             none.
+        questions: set -> the question each item asks; a set that is not named asks another with every item.
         compute: arm -> ``samples, tokens, flops, flops_executed, seconds``, passed through.
 
     Raises:
         ValueError: a set is empty, or seeds or arms differ in what they were evaluated on.
     """
     arms, sets = _checked_names(evaluations)
+    asks = {name: np.asarray(labels, dtype=np.int64) for name, labels in (questions or {}).items()}
     outcomes = {
         arm: {
             name: {seed: np.asarray(evaluations[seed][arm][name], dtype=bool) for seed in sorted(evaluations)}
@@ -257,21 +287,28 @@ def build_results(
     }
     per_seed: dict[str, Any] = {
         str(seed): {
-            arm: {name: _rate({seed: outcomes[arm][name][seed]}, confidence) for name in sets} for arm in arms
+            arm: {name: _rate({seed: outcomes[arm][name][seed]}, confidence, asks.get(name)) for name in sets}
+            for arm in arms
         }
         for seed in sorted(evaluations)
     }
     pairs = [(b, a) for b, a in DIFFERENCES if b in outcomes and a in outcomes]
     return {
-        "arms": {arm: {name: _rate(outcomes[arm][name], confidence) for name in sets} for arm in arms},
+        "arms": {
+            arm: {name: _rate(outcomes[arm][name], confidence, asks.get(name)) for name in sets}
+            for arm in arms
+        },
         "seeds": per_seed,
         "differences": {
             f"{b}-{a}": {
-                name: _difference_row(paired_difference(outcomes[a][name], outcomes[b][name], confidence))
+                name: _difference_row(
+                    paired_difference(outcomes[a][name], outcomes[b][name], confidence, asks.get(name))
+                )
                 for name in sets
             }
             for b, a in pairs
         },
+        "questions": {name: len(np.unique(asks[name])) for name in sets if name in asks},
         "compute": {arm: dict(compute[arm]) for arm in ordered(compute, ARMS)} if compute else {},
         "confidence": confidence,
         "intervals": INTERVALS,
@@ -309,9 +346,11 @@ def _per_item(per_seed: Mapping[int, BoolVector]) -> NDArray[np.int64]:
     return counts
 
 
-def _rate(per_seed: Mapping[int, BoolVector], confidence: float) -> dict[str, float]:
+def _rate(
+    per_seed: Mapping[int, BoolVector], confidence: float, questions: IntVector | None
+) -> dict[str, float]:
     counts = _per_item(per_seed)
-    low, high = clustered_wilson(counts, len(per_seed), confidence)
+    low, high = clustered_wilson(counts, len(per_seed), confidence, questions)
     successes, n = int(counts.sum()), len(counts) * len(per_seed)
     return {"successes": successes, "n": n, "rate": successes / n, "low": low, "high": high}
 
@@ -322,13 +361,13 @@ def _difference_row(d: PairedDifference) -> dict[str, Any]:
         "low": d.low,
         "high": d.high,
         "p": d.p,
-        "hands": {"low": d.hands_low, "high": d.hands_high, "p": d.hands_p},
+        "questions": {"low": d.questions_low, "high": d.questions_high, "p": d.questions_p},
         "per_seed": {
             str(seed): {
                 "difference": s.difference,
                 "gained": s.gained,
                 "lost": s.lost,
-                "p_mcnemar": s.p_mcnemar,
+                "p": s.p,
             }
             for seed, s in d.per_seed.items()
         },

@@ -67,8 +67,8 @@ def _rates(results: Results) -> Section:
             for seed, by_arm in seeds.items():
                 rows.append([f"  seed {seed}", *(_count(by_arm[arm][name]) for name in sets)])
     sizes = next(iter(next(iter(seeds.values())).values()))
-    header = ["", *(f"{name} ({sizes[name]['n']:,})" for name in sets)]
-    return f"Success, {_level(results)} interval over hands", header, rows
+    header = ["", *(_size(name, sizes[name]["n"], results) for name in sets)]
+    return f"Success, {_level(results)} interval over questions", header, rows
 
 
 def _differences(results: Results) -> Section:
@@ -78,12 +78,12 @@ def _differences(results: Results) -> Section:
     for key, cells in results["differences"].items():
         rows.append([_pair(key), *(_difference(cells[name]) for name in sets)])
         if several:
-            rows.append(["  over hands", *(_hands(cells[name]) for name in sets)])
+            rows.append(["  over questions", *(_questions(cells[name]) for name in sets)])
         for seed in results["seeds"]:
             rows.append(
                 [f"  seed {seed}", *(_seed_difference(cells[name]["per_seed"][seed]) for name in sets)]
             )
-    cover = "over seeds (Student's t)" if several else "over hands (Newcombe, McNemar)"
+    cover = "over seeds (Student's t)" if several else "over questions"
     return f"Paired difference in points, {_level(results)} interval {cover}", ["", *sets], rows
 
 
@@ -107,12 +107,18 @@ def _difference(cell: Mapping[str, Any]) -> str:
     return f"{100 * cell['mean']:+.1f} {_interval(cell)} {_p(cell['p'])}"
 
 
-def _hands(cell: Mapping[str, Any]) -> str:
-    return f"{_interval(cell['hands'])} {_p(cell['hands']['p'])}"
+def _questions(cell: Mapping[str, Any]) -> str:
+    return f"{_interval(cell['questions'])} {_p(cell['questions']['p'])}"
+
+
+def _size(name: str, items: int, results: Results) -> str:
+    """The set with its items, and its questions where they are fewer."""
+    questions = results["questions"].get(name, items)
+    return f"{name} ({items:,})" if questions == items else f"{name} ({items:,}; {questions:,} questions)"
 
 
 def _seed_difference(cell: Mapping[str, float]) -> str:
-    return f"{100 * cell['difference']:+.1f} (+{cell['gained']} -{cell['lost']}) {_p(cell['p_mcnemar'])}"
+    return f"{100 * cell['difference']:+.1f} (+{cell['gained']} -{cell['lost']}) {_p(cell['p'])}"
 
 
 def _interval(cell: Mapping[str, float]) -> str:
@@ -138,9 +144,13 @@ def _footnote(results: Results) -> str:
     count = len(results["seeds"])
     lines = [f"{count} seeds: rates are means over them." if count > 1 else "1 seed."]
     if results["differences"]:
-        lines.append("(+gained -lost): hands only the first, only the second arm solves; McNemar's exact p.")
+        lines.append(
+            "(+gained -lost): items only the first, only the second arm solves; exact p by question."
+        )
     if count > 1:
-        lines.append("Intervals of rates are clustered by hand; over hands: bootstrap, sign-flip p, by hand.")
+        lines.append(
+            "Intervals of rates are clustered by question; over questions: bootstrap, exact sign-flip p."
+        )
     return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sftrl_fast.runtime.files import replacing
 from sftrl_fast.study.compare import ARMS, ordered
 from sftrl_fast.study.page import ARM_NAMES, Results
 
@@ -186,6 +187,8 @@ def _draw_course(panels: Sequence[Axes], course: Course, arm: str, flops_unit: f
 
 def _save(figure: Figure, stem: Path) -> list[Path]:
     png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
-    figure.savefig(png, dpi=PNG_DPI, metadata={"Software": None})
-    figure.savefig(svg, metadata={"Date": None})
+    with replacing(png) as file:
+        figure.savefig(file, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    with replacing(svg) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
     return [png, svg]

@@ -42,6 +42,7 @@ def _report(done: train.RunResult) -> Study:
         return Study(folder.path, None)
     results = build_results(
         outcomes(done.config, done.state),
+        questions=done.state.questions,
         compute=costs(done.config, done.state),
         confidence=done.config.eval.confidence,
     )

@@ -232,3 +232,16 @@ def test_an_answer_is_a_string(answer: Any) -> None:
     with pytest.raises(UserError, match="answer="):
         env.step(answer)
     assert env.step(env.demonstration(0))[1] == 5.0
+
+
+def test_items_with_the_same_numbers_ask_the_same_question() -> None:
+    env = gymnasium.make("sftrl/points-text-id-v1").unwrapped
+    questions = env.questions()
+    assert questions.shape == (env.num_items,)
+    known: dict[tuple[int, ...], int] = {}
+    for ranks, question in zip(env.items.tolist(), questions.tolist(), strict=True):
+        numbers = tuple(sorted(min(rank, 10) for rank in ranks))
+        assert known.setdefault(numbers, question) == question
+    assert len(set(known.values())) == len(known) == 109
+    shifted = gymnasium.make("sftrl/points-text-rule-ood-v1").unwrapped
+    assert len(set(shifted.questions().tolist())) == shifted.num_items == 796

@@ -1,4 +1,4 @@
-// silu(gate) * up for rows that hold both side by side.
+// The gated activation of Llama's feed-forward layers.
 #pragma once
 
 #include <cstdint>
@@ -9,10 +9,10 @@
 namespace sftrl {
 
 struct SwigluArgs {
-    const void* gate_up;  // [rows, 2 width], contiguous: gate, then up
+    const void* gate_up;  // [rows, 2 * width], contiguous: gates, then what they let through
     void* out;            // [rows, width]
     std::int64_t rows, width;
-    DType dtype;  // of both arrays
+    DType dtype;
 };
 SFTRL_KERNEL(swiglu, SwigluArgs)
 

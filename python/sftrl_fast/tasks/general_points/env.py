@@ -82,6 +82,11 @@ class CardSet:
         """How many face cards each item holds, 0 to 4, int64 ``[num_items]``."""
         return (self.items >= FIRST_FACE).sum(axis=1)
 
+    def questions(self) -> np.ndarray:
+        """A number for each item's numbers in any order, int64 ``[num_items]``: ``10 J`` asks what ``10 10`` asks."""
+        numbers = [sorted(self.rule.numbers(ranks)) for ranks in self.items.tolist()]
+        return np.unique(numbers, axis=0, return_inverse=True)[1].reshape(-1)
+
     def demonstration(self, index: int, draw: int = 0) -> str:
         """A right answer to item ``index``; ``draw`` picks among its solutions, the same one each time."""
         item = int(self.checked_indices("index", index, ()))
