@@ -26,8 +26,7 @@ void sample(pybind11::module_& m) {
         "sample",
         [](Address logits, std::int64_t stride, Address uniforms, Address temperatures, float temperature,
            Address top_ks, std::int64_t top_k, Address top_ps, float top_p, Address tokens, Address plain,
-           Address sampled, Address scratch, std::int64_t slots, std::int64_t rows, std::int64_t vocab,
-           int dtype) {
+           Address sampled, Address scratch, int slots, std::int64_t rows, std::int64_t vocab, int dtype) {
             const pybind11::gil_scoped_release release;
             sftrl::sample({at(logits),
                            stride,

@@ -41,11 +41,22 @@ SFTRL_INLINE int append_between(f32x16 value, float low, float high, float* to) 
 #endif
 }
 
-// Zeros from `count` on up to a whole vector; returns its end.
-SFTRL_INLINE std::int64_t fill_up(float* weights, std::int64_t count) {
-    const std::int64_t whole = (count + kLanes - 1) / kLanes * kLanes;
-    for (std::int64_t i = count; i < whole; ++i) weights[i] = 0.0f;
-    return whole;
+// sum + value in the lanes whose weight is at least `low`.
+SFTRL_INLINE f32x16 add_from(float low, f32x16 weight, f32x16 sum, f32x16 value) {
+#if defined(__AVX512F__)
+    const __mmask16 from =
+        _mm512_cmp_ps_mask(reinterpret_cast<__m512>(weight), _mm512_set1_ps(low), _CMP_GE_OQ);
+    return reinterpret_cast<f32x16>(_mm512_mask_add_ps(
+        reinterpret_cast<__m512>(sum), from, reinterpret_cast<__m512>(sum), reinterpret_cast<__m512>(value)));
+#else
+    return sum + (weight >= low ? value : splat(0.0f));
+#endif
+}
+
+// `fill` from `count` on up to a whole vector; returns its end. Writes up to 16 floats.
+SFTRL_INLINE std::int64_t fill_up(float* values, std::int64_t count, float fill) {
+    store(splat(fill), values + count);
+    return (count + kLanes - 1) / kLanes * kLanes;
 }
 
 inline constexpr int kProbes = 7;
@@ -60,7 +71,7 @@ void add_masses(const float* weights, std::int64_t count, const float* probe, do
         for (std::int64_t i = begin; i < end; i += kLanes) {
             const f32x16 weight = load(weights + i);
             const f32x16 part = kCount ? splat(1.0f) : weight;
-            for (int j = 0; j < kProbes; ++j) sum[j] += weight >= probe[j] ? part : splat(0.0f);
+            for (int j = 0; j < kProbes; ++j) sum[j] = add_from(probe[j], weight, sum[j], part);
         }
         for (int j = 0; j < kProbes; ++j) mass[j] += static_cast<double>(reduce_add(sum[j]));
     }
@@ -108,7 +119,7 @@ float narrow(const float* weights, float* work, std::int64_t count, Range range,
             inside += append_between(load(weights + i), range.low, range.high, work + inside);
         }
         weights = work;
-        count = fill_up(work, inside);
+        count = fill_up(work, inside, 0.0f);
     }
     return range.low;
 }

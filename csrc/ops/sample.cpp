@@ -1,7 +1,6 @@
 #include "sftrl/ops/sample.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cfloat>
 #include <cmath>
 #include <cstring>
@@ -17,6 +16,8 @@ namespace {
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr int kBlock = static_cast<int>(kSampleBlock), kVectors = kBlock / kLanes;
+
+constexpr int kRounds = 2;  // each cuts the estimated range to an eighth, as far as the sample tells
 
 constexpr float kLog2E = 1.44269504f;
 
@@ -243,31 +244,36 @@ class Row {
     }
 
     // A range that most likely holds the threshold of top-p: from the maxima of all cells, and one logit of
-    // each cell standing for all its logits but the largest.
+    // each cell that stands for all its logits but the largest.
     Range estimate(float top_p, double whole) {
         const std::int64_t cells = blocks_ * kLanes;
+        double head_sum = 0.0, sample_sum = 0.0;
         for (std::int64_t b = 0; b < blocks_; ++b) {
             const std::int64_t at = b * kBlock + b % ((size(b) + kLanes - 1) / kLanes) * kLanes;
-            const f32x16 weight = exp2_below(exponents(at));
-            store(weight < load(heads_ + b * kLanes) ? weight : splat(0.0f), work_ + b * kLanes);
+            const f32x16 weight = exp2_below(exponents(at)), head = load(heads_ + b * kLanes);
+            const f32x16 other = weight < head ? weight : splat(0.0f);
+            store(other, work_ + b * kLanes);
+            head_sum += static_cast<double>(reduce_add(head));
+            sample_sum += static_cast<double>(reduce_add(other));
         }
-        float low = least_possible(top_p, whole), high = kBeyondWeights;
-        Range range = {low, high, 0.0};
-        for (int round = 0; round < 2; ++round) {
+        const double need = static_cast<double>(top_p) * whole;
+        Range range = {least_possible(top_p, whole), kBeyondWeights, 0.0};
+        for (int round = 0; round < kRounds; ++round) {
             float probe[kProbes];
-            double mass[kProbes] = {}, sampled[kProbes] = {};
-            place_probes(low, high, probe);
-            add_masses<false>(heads_, cells, probe, mass);
+            double heads[kProbes] = {}, sampled[kProbes] = {};
+            place_probes(range.low, range.high, probe);
+            add_masses<false>(heads_, cells, probe, heads);
             add_masses<false>(work_, cells, probe, sampled);
-            int kept = 0;
-            while (kept < kProbes &&
-                   mass[kept] + kVectors * sampled[kept] >= static_cast<double>(top_p) * whole)
-                ++kept;
-            // One step more on either side, for what the sample may be off.
-            range.low = kept > 1 ? probe[kept - 2] : low;
-            range.high = kept + 1 < kProbes ? probe[kept + 1] : high;
-            if (kept > 0) low = probe[kept - 1];
-            if (kept < kProbes) high = probe[kept];
+            for (int j = 0; j < kProbes; ++j) {
+                // What is below is small and so better guessed than what is above.
+                const double below = std::max(0.0, sample_sum - sampled[j]);
+                const double mass = whole - (head_sum - heads[j]) - kVectors * below;
+                // Three standard deviations, if each weight below is kept with probability 1 / kVectors.
+                const double margin =
+                    3.0 * std::sqrt(kVectors * (kVectors - 1) * static_cast<double>(probe[j]) * below);
+                if (mass - margin >= need) range.low = std::max(range.low, probe[j]);
+                if (mass + margin < need) range.high = std::min(range.high, probe[j]);
+            }
         }
         return range;
     }
@@ -276,30 +282,48 @@ class Row {
     // block's first among the candidates_. above_ receives the sum of each block's weights beyond the range,
     // range.above that of all. Returns the sum of what is within.
     double collect(Range& range) {
+        gather_exponents(range.low);
         double inside = 0.0;
         range.above = 0.0;
         count_ = 0;
-        // Compared ahead of the exponential, with room for its rounding.
-        const float hopeless = std::log2(range.low) - 0.01f;
-        for (std::int64_t b = 0; b < blocks_; ++b) {
+        for (std::int64_t b = 0, i = 0; b < blocks_; ++b) {
+            const std::int64_t end = starts_[b];
             starts_[b] = static_cast<std::int32_t>(count_);
-            above_[b] = 0.0f;
-            if (!any_at_least(load(heads_ + b * kLanes), range.low)) continue;
-            f32x16 sum = splat(0.0f), beyond = splat(0.0f);
-            for (int i = 0; i < size(b); i += kLanes) {
-                const f32x16 exponent = exponents(b * kBlock + i);
-                if (!any_at_least(exponent, hopeless)) continue;
-                const f32x16 weight = exp2_below(exponent);
-                sum += weight >= range.low ? weight : splat(0.0f);
-                beyond += weight >= range.high ? weight : splat(0.0f);
-                count_ += append_between(weight, range.low, range.high, candidates_ + count_);
+            f32x16 within = splat(0.0f), beyond = splat(0.0f);
+            for (std::int64_t j = i; j < end; j += kLanes) {
+                const f32x16 weight = exp2_below(load(work_ + j));
+                within = add_from(range.low, weight, within, weight);
+                beyond = add_from(range.high, weight, beyond, weight);
+                store(weight, work_ + j);
             }
-            count_ = fill_up(candidates_, count_);
+            // Apart from the exponentials: a load may have to wait until the place of the store before it is
+            // known.
+            for (; i < end; i += kLanes) {
+                count_ += append_between(load(work_ + i), range.low, range.high, candidates_ + count_);
+            }
+            count_ = fill_up(candidates_, count_, 0.0f);
             above_[b] = reduce_add(beyond);
             range.above += static_cast<double>(above_[b]);
-            inside += static_cast<double>(reduce_add(sum) - above_[b]);
+            inside += static_cast<double>(reduce_add(within) - above_[b]);
         }
         return inside;
+    }
+
+    // Moves the exponents of all weights from `low` on (give or take a rounding) together in work_, -inf
+    // between blocks; starts_ has the end of each block. The exponentials come after all of them: a load
+    // right behind the overlapping stores of such a move waits for them.
+    void gather_exponents(float low) {
+        const float hopeful = std::log2(low) - 0.01f;
+        std::int64_t count = 0;
+        for (std::int64_t b = 0; b < blocks_; ++b) {
+            if (any_at_least(load(heads_ + b * kLanes), low)) {
+                for (int i = 0; i < size(b); i += kLanes) {
+                    count += append_between(exponents(b * kBlock + i), hopeful, kInf, work_ + count);
+                }
+                count = fill_up(work_, count, -kInf);
+            }
+            starts_[b] = static_cast<std::int32_t>(count);
+        }
     }
 
     // Sum of the weights from `least` on, with mass_ of each block, out of what collect has left.
@@ -310,7 +334,7 @@ class Row {
             f32x16 part = splat(0.0f);
             for (std::int64_t i = starts_[b]; i < end; i += kLanes) {
                 const f32x16 weight = load(candidates_ + i);
-                part += weight >= least ? weight : splat(0.0f);
+                part = add_from(least, weight, part, weight);
             }
             mass_[b] = static_cast<double>(above_[b] + reduce_add(part));
             sum += mass_[b];
@@ -328,14 +352,11 @@ class Row {
 
 template <class T>
 void run(const SampleArgs& a) {
-    std::atomic<std::int64_t> next{0};
-    parallel_for(std::min(a.slots, a.rows), 1, [&](std::int64_t slot, std::int64_t) {
-        float* const scratch = a.scratch + slot * sample_scratch(a.vocab);
-        for (std::int64_t r; (r = next.fetch_add(1, std::memory_order_relaxed)) < a.rows;) {
-            Row<T> row(static_cast<const T*>(a.logits) + r * a.stride, a.vocab, scratch);
-            row.draw(a.uniforms[r], a.temperature[r], a.top_k[r], a.top_p[r], a.tokens[r], a.plain[r],
-                     a.sampled[r]);
-        }
+    parallel_slots(a.rows, a.slots, [&](int slot, std::int64_t r) {
+        Row<T> row(static_cast<const T*>(a.logits) + r * a.stride, a.vocab,
+                   a.scratch + slot * sample_scratch(a.vocab));
+        row.draw(a.uniforms[r], a.temperature[r], a.top_k[r], a.top_p[r], a.tokens[r], a.plain[r],
+                 a.sampled[r]);
     });
 }
 

@@ -26,7 +26,7 @@ struct SampleArgs {
     std::int64_t* tokens;        // [rows]
     float *plain, *sampled;      // [rows]; NaN for a row with NaN, +inf or only -inf
     float* scratch;              // [slots, sample_scratch(vocab)]
-    std::int64_t slots;          // threads that can work at a time
+    int slots;                   // threads that can work at a time
     std::int64_t rows, vocab;
     DType dtype;  // of the logits
 };
