@@ -50,6 +50,8 @@ def markdown(results: Results) -> str:
 
 def _sections(results: Results) -> list[Section]:
     sections = [_rates(results)]
+    if results.get("recognition"):
+        sections.append(_recognition(results))
     if results["differences"]:
         sections.append(_differences(results))
     if results["compute"]:
@@ -69,6 +71,16 @@ def _rates(results: Results) -> Section:
     sizes = next(iter(next(iter(seeds.values())).values()))
     header = ["", *(_size(name, sizes[name]["n"], results) for name in sets)]
     return f"Success, {_level(results)} interval over questions", header, rows
+
+
+def _recognition(results: Results) -> Section:
+    """A rate of its own: an answer may read rightly and reckon wrongly, and the other way round."""
+    sets = list(next(iter(results["arms"].values())))
+    rows = []
+    for arm, rates in results["recognition"].items():
+        cells = [f"{100 * rates[name]:.1f} %" if name in rates else "-" for name in sets]
+        rows.append([ARM_NAMES.get(arm, arm), *cells])
+    return "Recognition: answers that read rightly what was shown", ["", *sets], rows
 
 
 def _differences(results: Results) -> Section:

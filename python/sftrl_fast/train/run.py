@@ -244,6 +244,7 @@ class Run:
                  "attempts": evaluation.attempts}  # fmt: skip
         if evaluation.recognition is not None:
             entry["recognition"] = evaluation.recognition
+            self.state.recognition.setdefault(stage.name, {})[stage.set] = evaluation.recognition
         self.log.write(entry)
         self.progress.advance(rate=rate)
         return True
