@@ -91,6 +91,13 @@ class PretrainConfig(Section):
     """`sftrl-fast pretrain`. The defaults are the recipe of the shipped ``tiny`` model."""
 
     corpus: str = Field("points", description="dialogue stream to train on")
+    start: str = Field("tiny", description="with pictures: the text model that is given sight")
+    reading_steps: int = Field(
+        1000,
+        ge=0,
+        description="with pictures: optimizer steps of the vision tower alone, ahead of the dialogues",
+    )
+    reading_batch: int = Field(64, ge=1, description="with pictures: pictures each of those steps")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the dialogues and of the initial weights")
     steps: int = Field(1500, ge=1, description="optimizer steps")
     batch: int = Field(256, ge=1, description="dialogues an optimizer step")

@@ -21,6 +21,7 @@ from sftrl_fast.tasks import corpora
 from sftrl_fast.tasks.seeding import digest
 from sftrl_fast.train.optimizer import Optimizer
 from sftrl_fast.train.pack import dialogue_row
+from sftrl_fast.train.pretrain_pictures import pretrain_pictures
 from sftrl_fast.train.sft import cross_entropy_step
 
 # Dialogues the tokenizer learns the wording from: enough that every fixed piece is common.
@@ -34,6 +35,11 @@ def pretrain(config: PretrainConfig, out: Path) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
+    if config.corpus in corpora.READING:
+        with Progress() as progress:
+            language = pretrain_pictures(config, progress)
+        save(language.model, language.tokenizer, out, language.vision)
+        return
     dialogues = corpora.stream(
         config.corpus, np.random.default_rng(digest("pretrain", config.corpus, config.seed))
     )

@@ -1,4 +1,4 @@
-"""Dialogues for pre-training the ``tiny`` model: what web text is to a large one.
+"""Dialogues for pre-training the ``tiny`` models: what web text, and pictures with it, is to a large one.
 
 A problem is made backwards: four random ranks, a random rule, a random formula over the numbers, and its value
 as the target, kept if it is a whole number from 1 to 99. So the model sees both rules, many targets and no
@@ -11,18 +11,19 @@ in the validation or test part, and every hand with a face card under a rule oth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from sftrl_fast.core import Dialogue, Message
+from sftrl_fast.core import Dialogue, Image, Message
 from sftrl_fast.tasks.general_points import prompt
 from sftrl_fast.tasks.general_points.deal import part_of
 from sftrl_fast.tasks.general_points.formula import random_formula
 from sftrl_fast.tasks.general_points.rules import FIRST_FACE, RULES, Rule
 from sftrl_fast.tasks.general_points.verifier import verify
 
+PICTURE_SIZE = 112
 MAX_TARGET = 99
 HELD_OUT_TARGET = 24
 REVISED_SHARE = 0.3
@@ -76,8 +77,28 @@ def _wrong_attempts(ranks: list[int], rule: Rule, target: int, rng: np.random.Ge
     return wrong
 
 
-def dialogues(rng: np.random.Generator, block: int = 1024) -> Iterator[Dialogue]:
-    """An endless stream of dialogues; ``block`` problems are judged in one call."""
+def picture(ranks: Sequence[int], size: int, rng: np.random.Generator) -> Image:
+    """The cards on a table, of a random deck."""
+    # Only here: a corpus of text needs no image library.
+    from sftrl_fast.tasks.general_points.render import DECKS, draw_table
+
+    deck = list(DECKS.values())[int(rng.integers(len(DECKS)))]
+    suits = rng.choice(deck.suits, size=len(ranks)).tolist()
+    return draw_table(ranks, suits, deck.name, size)
+
+
+def tables(rng: np.random.Generator, size: int = PICTURE_SIZE) -> Iterator[tuple[Image, np.ndarray]]:
+    """An endless stream of pictures and what is on them: the rank, 0 to 12, in each quarter, ``[2, 2]``."""
+    while True:
+        ranks = rng.integers(1, 14, size=4)
+        yield picture(ranks.tolist(), size, rng), (ranks - 1).reshape(2, 2)
+
+
+def dialogues(rng: np.random.Generator, block: int = 1024, *, size: int = 0) -> Iterator[Dialogue]:
+    """An endless stream of dialogues; ``block`` problems are judged in one call.
+
+    With a ``size`` the cards are shown as pictures of that many pixels a side, and not told.
+    """
     while True:
         problems = [_random_problem(rng) for _ in range(block)]
         asked = [(p, prompt.answer(p.ranks, p.rule, w, p.target)) for p in problems for w in p.wrong]
@@ -85,11 +106,14 @@ def dialogues(rng: np.random.Generator, block: int = 1024) -> Iterator[Dialogue]
             [text for _, text in asked],
             np.array([p.ranks for p, _ in asked]).reshape(-1, 4),
             rule=[p.rule.name for p, _ in asked],
+            cards_shown=bool(size),
             target=[p.target for p, _ in asked],
         )
         judged = iter(zip(asked, verdicts.messages(), strict=True))
         for problem in problems:
-            dialogue = [Message("user", prompt.question(problem.ranks, problem.rule, problem.target))]
+            shown = picture(problem.ranks, size, rng) if size else None
+            told = None if size else problem.ranks
+            dialogue = [Message("user", prompt.question(told, problem.rule, problem.target), image=shown)]
             for _ in problem.wrong:
                 (_, text), message = next(judged)
                 dialogue.append(Message("assistant", text, trained=False))
