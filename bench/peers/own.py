@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from sftrl_fast.evaluate import default_cache
 from sftrl_fast.models.load import load
 from sftrl_fast.rollout.engine import NativeEngine
 from sftrl_fast.rollout.hf_backend import HFBackend
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
 
 MAX_SEQUENCES = 128
 CACHE_BLOCKS = MAX_SEQUENCES + 32
-"""Blocks of 256 tokens, one a sequence and prompt, for transformers' continuous batching, which else takes 60 % of the machine's memory."""
+"""Blocks of 256 tokens, one a sequence and prompt, for transformers' continuous batching; by default it takes 60 % of
+the machine's memory."""
 BATCH_TOKENS = 2048
 
 
 def native(model: PreTrainedModel) -> Engine:
-    cache = default_cache(MAX_SEQUENCES, model.config.max_position_embeddings)
-    return NativeEngine(model, frozenset(), max_sequences=MAX_SEQUENCES, cache_tokens=cache)
+    return NativeEngine(model, frozenset(), max_sequences=MAX_SEQUENCES)
 
 
 def hf_backend(model: PreTrainedModel) -> Engine:
