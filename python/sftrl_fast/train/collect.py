@@ -19,7 +19,7 @@ def collect(
     tied take the place of tied ones. What is tied in the end stays, so that a batch has one size. Returns the groups
     and the number of others that were answered and dropped.
     """
-    groups = sample(draw(0), 0)
+    groups = list(sample(draw(0), 0))
     dropped = 0
     for again in range(1, rounds + 1):
         places = [place for place, group in enumerate(groups) if tied(group)]

@@ -63,7 +63,8 @@ class RLArm:
         skipped, taken = self.guard.skipped, list[dict[str, float]]()
         name = f"seed{self.seed}-rl-{step}"
         sampled = episode_rows(groups)
-        rows = self.guard.attempt(name, sampled, self.optimizer, partial(self._judge, groups, sampled, row))
+        judge = partial(self._judge, groups, sampled, row)
+        rows = self.guard.attempt(name, sampled, self.optimizer, judge) or []
         for epoch in range(settings.epochs or 1) if rows else ():
             order = np.random.default_rng(digest("minibatch", self.seed, step, epoch)).permutation(len(rows))
             for number, places in enumerate(np.array_split(order, settings.minibatches)):
