@@ -21,6 +21,10 @@ class UserError(ValueError):
     """
 
 
+class NotFiniteError(UserError):
+    """A number that training rests on came out NaN or infinite. A training step that meets it is skipped."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a dialogue that is given and not sampled. ``trained`` matters for assistant turns only."""
@@ -100,11 +104,18 @@ class Row:
     ids: list[int]
     trained: list[bool]
     """``trained[i]`` is True if token ``i`` was an answer token, so that its log-probability is trained."""
-    advantage: float = 0.0
-    old_logprobs: list[float] | None = None
-    """One value a trained token, in order; None outside RL."""
     prompt: int = 0
     """Tokens at the row's beginning that are a prompt, none of them trained: rows with the same ones share them."""
+    turns: Sequence[int] = ()
+    """Trained tokens of each answer, in order; empty outside RL, as are the following."""
+    sampled_logprobs: Sequence[float] = ()
+    """One a trained token, from the engine that drew it."""
+    old_logprobs: Sequence[float] = ()
+    """One a trained token, of the policy before the update."""
+    advantages: Sequence[float] = ()
+    """One a turn."""
+    targets: Sequence[float] = ()
+    """One a turn: what a critic should have expected before it; empty without a critic."""
 
 
 @runtime_checkable
