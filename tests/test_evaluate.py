@@ -55,8 +55,17 @@ def test_the_backend_is_the_native_engine_where_it_covers_the_model(caplog: pyte
         config = load_config(overrides={"rollout.backend": wanted})
         assert make_engine(load_configured(config), config).name == made
     assert caplog.records == []
-    config = load_config(overrides={"rollout.cache_tokens": 64})
-    assert make_engine(load_configured(config), config).max_context == 48
+
+
+def test_a_cache_that_a_dialogue_outgrows_is_an_error_and_not_an_end_of_the_dialogue() -> None:
+    def items(cache_tokens: int) -> int:
+        options = {"rollout.cache_tokens": cache_tokens, "task.verify_iter": 3, "eval.limit": 4}
+        config = load_config(overrides={**options, "rollout.max_new_tokens": 40})
+        return len(evaluate_model(config, {"id": config.task.eval["id"]})["id"].successes)
+
+    assert items(1024) == 4
+    with pytest.raises(UserError, match=r"exceed the cache; needed: rollout\.cache_tokens of at least"):
+        items(112)
 
 
 def test_a_model_that_the_engine_does_not_know_falls_back_aloud_or_is_refused(

@@ -9,6 +9,7 @@ PYBIND11_MODULE(_C, m) {
     sftrl::bind::points(m);
     sftrl::bind::machine(m);
     sftrl::bind::fingerprint(m);
+    sftrl::bind::decoder_layers(m);
     sftrl::bind::rms_norm(m);
     sftrl::bind::linear(m);
     sftrl::bind::logprob(m);

@@ -31,6 +31,19 @@ def level() -> str: ...
 def set_level(name: str) -> None: ...
 def max_threads() -> int: ...
 def fingerprint(words: int, count: int, width: int) -> int: ...
+def decoder_layers_scratch(hidden: int, feed_forward: int, query_width: int, kv_width: int) -> int: ...
+def decoder_layers(
+    layers: int,
+    count: int,
+    tensors: tuple[int, int, int, int, int, int, int, int, int],
+    tables: tuple[int, int, int, int, int, int],
+    sizes: tuple[int, int, int, int],
+    rows: tuple[int, int, int],
+    heads: tuple[int, int, int, int],
+    eps: float,
+    scale: float,
+    dtype: int,
+) -> None: ...
 def rms_norm(
     x: int,
     residual: int,

@@ -153,7 +153,7 @@ class RolloutConfig(Section):
         0,
         ge=0,
         description="tokens whose keys and values the native engine keeps; sequences beyond wait. 0: 512 a sequence, "
-        "or the model's whole context if that is more, up to 16384",
+        "or the model's whole context if that is more, up to 16384; on a GPU at most half of its free memory",
     )
 
 

@@ -20,7 +20,6 @@ from sftrl_fast.ops.dispatch import choose
 from sftrl_fast.rollout.engine import NativeEngine
 from sftrl_fast.rollout.episodes import run_episodes
 from sftrl_fast.rollout.hf_backend import HFBackend
-from sftrl_fast.rollout.kv_cache import PAGE_SIZE
 from sftrl_fast.rollout.request import Engine, SamplingParams
 from sftrl_fast.tasks.seeding import unit
 
@@ -70,27 +69,15 @@ def make_engine(language: LanguageModel, config: Config) -> Engine:
             language.model, chat.stop_ids, min(chat.stop_ids), max_sequences=settings.max_sequences,
             decode=chat.decode,
         )  # fmt: skip
-    engine = NativeEngine(
-        language.model, chat.stop_ids, max_sequences=settings.max_sequences,
-        cache_tokens=settings.cache_tokens or default_cache(settings.max_sequences, language.max_context),
+    return NativeEngine(
+        language.model, chat.stop_ids, max_sequences=settings.max_sequences, cache_tokens=settings.cache_tokens,
         decode=chat.decode,
     )  # fmt: skip
-    if engine.max_context is not None and engine.max_context < language.max_context:
-        logger.info(
-            "rollout.cache_tokens: dialogues end at %d tokens; the model holds %d",
-            engine.max_context, language.max_context,
-        )  # fmt: skip
-    return engine
 
 
 def why_not_native(language: LanguageModel) -> str:
     """What the native engine lacks for the model; the empty string if it covers it."""
     return Decoder.why_not(language.model)
-
-
-def default_cache(max_sequences: int, max_context: int) -> int:
-    """Tokens in the cache where ``rollout.cache_tokens`` is 0."""
-    return max(512 * max_sequences, min(max_context, 16384) + 2 * PAGE_SIZE)
 
 
 def task_env(env_id: str, env_kwargs: Mapping[str, Any]) -> TaskEnv:

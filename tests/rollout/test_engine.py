@@ -354,7 +354,7 @@ def test_bad_requests_raise_and_queue_nothing(llama: Any) -> None:
         (
             Request([1] * 300, good.key),
             SamplingParams(30),
-            "exceed the cache; needed: cache_tokens of at least 362",
+            "exceed the cache; needed: rollout.cache_tokens of at least 362",
         ),
         (Request([1, 96], good.key), SamplingParams(4), r"\[0, 96\)"),
         (Request([-1], good.key), SamplingParams(4), r"\[0, 96\)"),
@@ -375,8 +375,8 @@ def test_bad_requests_raise_and_queue_nothing(llama: Any) -> None:
         engine.submit([good], SamplingParams(4))
     with pytest.raises(UserError, match="max_sequences is 0"):
         native(llama, max_sequences=0)
-    with pytest.raises(UserError, match="cache_tokens is 0"):
-        native(llama, cache_tokens=0)
+    with pytest.raises(UserError, match="cache_tokens is -1"):
+        native(llama, cache_tokens=-1)
 
 
 def test_logits_that_are_no_numbers_raise_and_leave_the_engine_usable(llama: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sftrl_fast.core import UserError
-from sftrl_fast.rollout.engine import NativeEngine
+from sftrl_fast.rollout.engine import NativeEngine, default_cache
 from sftrl_fast.rollout.judge import Judge, _WholeVector
 from sftrl_fast.rollout.request import Request, RequestKey, SamplingParams
 
@@ -124,3 +124,21 @@ def test_a_dialogue_that_leaves_does_not_hold_up_the_others() -> None:
     (judged,) = judge.verdicts(wait=True)
     assert (list(judged.rows), judged.observations) == ([0, 1], ["a", "b"])
     judge.close()
+
+
+def test_answers_that_nobody_took_are_forgotten_with_their_tickets() -> None:
+    engine = make(small())
+    first, second = engine.submit(requests(2), PARAMS)
+    engine.generate(requests(1), SamplingParams(40))
+    assert engine.busy
+    engine.cancel([first])
+    assert [ticket for ticket, _ in engine.step()] == [second]
+    assert not engine.busy
+
+
+def test_the_default_cache_leaves_an_accelerator_half_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = make(small()).decoder
+    assert default_cache(decoder, 100) == 100 * 512
+    monkeypatch.setattr(decoder, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**20, 2**21))
+    assert default_cache(decoder, 100) == 2**19 // (2 * 2 * 2 * 8 * 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from sftrl_fast.core import Group, UserError
 from sftrl_fast.rollout.engine import NativeEngine
 from sftrl_fast.rollout.episodes import run_episodes
 from sftrl_fast.rollout.hf_backend import HFBackend
-from sftrl_fast.rollout.request import BatchEngine, Completion, Engine, Request, SamplingParams
+from sftrl_fast.rollout.request import BatchEngine, Completion, Engine, Request, RequestKey, SamplingParams
 
 SINGLE, VECTOR = "toy/Letters-v0", "toy/LettersVector-v0"
 RIGHT, WRONG = 0, 1
@@ -110,6 +111,8 @@ def _toy_tasks() -> Iterator[None]:
 
 class ToyChat:
     """A token a character, offset by 10; 1 stops, 2 and 3 open the user's and the model's turns."""
+
+    stop_ids = frozenset({STOP})
 
     def prompt_ids(self, user_text: str) -> list[int]:
         return [USER, *encode(user_text), MODEL]
@@ -236,6 +239,30 @@ def test_bad_arguments_raise_and_no_items_are_no_groups() -> None:
         run(engine, "toy/Nothing-v0", [0])
     with pytest.raises(UserError, match="group_size is 0"):
         run(engine, SINGLE, [0], group_size=0)
+
+
+def test_what_ended_without_the_templates_token_gets_it() -> None:
+    class Cut(Scripted):
+        """Says of every answer that it stopped, as a request's own stop string would."""
+
+        def generate(self, requests: Sequence[Request], params: Any) -> list[Completion]:
+            return [dataclasses.replace(c, stopped=True) for c in super().generate(requests, params)]
+
+    (group,) = run(Cut({0: [["x", "y-", "z"]]}), SINGLE, [0], group_size=1)
+    first, second, third = group.episodes[0].turns
+    assert first.answer_ids[-1] == STOP
+    assert second.prompt_ids[0] == USER
+    assert second.answer_ids == encode("y")
+    assert third.prompt_ids[0] == STOP
+
+
+def test_an_engine_with_other_work_is_refused() -> None:
+    engine = Scripted(SCRIPT)
+    engine.submit([Request([1], RequestKey(0, 0, 4, 0, 0))], PARAMS)
+    with pytest.raises(UserError, match="requests under way"):
+        run(engine, SINGLE, [0])
+    engine.step()
+    assert run(engine, SINGLE, [0])
 
 
 def test_environments_are_closed_when_the_engine_fails() -> None:

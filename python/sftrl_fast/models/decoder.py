@@ -6,7 +6,7 @@ It reads the parameters of the trainer's transformers model and no code of it; a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,12 @@ from sftrl_fast.models.families import why_not
 from sftrl_fast.models.projection import Projection
 from sftrl_fast.models.weights import WeightsWatch
 from sftrl_fast.ops.attention import CacheRows
-from sftrl_fast.ops.dispatch import resolve
+from sftrl_fast.ops.dispatch import choose, resolve
+
+if TYPE_CHECKING:
+    from sftrl_fast.ops.cpp.decoder_layers import CppDecoderLayers
+
+_OPS = ("rms_norm", "rope_cache", "cached_attention", "swiglu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +43,11 @@ class Decoder:
     """A Llama-type model as a function of its newest tokens. Raises :class:`ValueError` where :meth:`why_not` says why.
 
     Weights that the chosen implementation packs are copies; :meth:`sync` renews them when the model's have changed.
+    Where every op's implementation is ``cpp``, one call runs all layers; ``fused=False`` makes a call an op, with the
+    same result.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, fused: bool = True) -> None:
         if reason := why_not(model):
             raise ValueError(f"{type(model).__name__} is not covered: {reason}")
         self._model = cast(Any, model)
@@ -56,6 +63,7 @@ class Decoder:
         self.max_context = int(config.max_position_embeddings)
         self.dtype, self.device = self._body.embed_tokens.weight.dtype, self._body.embed_tokens.weight.device
         self._eps = float(config.rms_norm_eps)
+        self._fused = fused
         self._watch = WeightsWatch(model)
         self._stale = False
         self._cos = self._sin = torch.empty(0, self.head_dim)
@@ -93,25 +101,41 @@ class Decoder:
 
     def _bind(self) -> None:
         weight = self._body.embed_tokens.weight
-        # Chosen once: a step calls each of these some hundred times, with arguments that cannot be wrong.
-        self._rms_norm = resolve("rms_norm", tensor=weight)
-        self._rope_cache = resolve("rope_cache", tensor=weight)
-        self._attention = resolve("cached_attention", tensor=weight)
-        self._swiglu = resolve("swiglu", tensor=weight)
+        # Chosen once: a step calls each of these for every layer, with arguments that cannot be wrong.
+        self._rms_norm, self._rope_cache, self._attention, self._swiglu = (
+            resolve(op, tensor=weight) for op in _OPS
+        )
         self._layers = [self._layer(layer) for layer in self._body.layers]
         self._head = Projection([self._model.lm_head])
-        self._embedding, self._final_norm = weight.detach(), self._body.norm.weight.detach()
+        self._embedding, self._final_norm = weight.detach(), self._body.norm.weight.detach().contiguous()
+        self._whole = self._in_one_call() if self._fused and self._all_cpp() else None
+
+    def _all_cpp(self) -> bool:
+        return all(choose(op, tensor=self._embedding) == "cpp" for op in (*_OPS, "linear"))
+
+    def _in_one_call(self) -> CppDecoderLayers:
+        from sftrl_fast.ops.cpp.decoder_layers import CppDecoderLayers
+
+        parts = [
+            (
+                layer.norm, layer.qkv.packed, layer.q_norm, layer.k_norm, layer.out.packed, layer.mlp_norm,
+                layer.gate_up.packed, layer.down.packed,
+            )
+            for layer in self._layers
+        ]  # fmt: skip
+        return CppDecoderLayers(parts, self._final_norm, self.head_dim, self._eps, self._scale)
 
     def _layer(self, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        q_norm, k_norm = (None if norm is None else norm.weight.detach().contiguous() for norm in norms)
         return _Layer(
-            norm=layer.input_layernorm.weight.detach(),
+            norm=layer.input_layernorm.weight.detach().contiguous(),
             qkv=Projection([attention.q_proj, attention.k_proj, attention.v_proj]),
-            q_norm=None if norms[0] is None else norms[0].weight.detach(),
-            k_norm=None if norms[1] is None else norms[1].weight.detach(),
+            q_norm=q_norm,
+            k_norm=k_norm,
             out=Projection([attention.o_proj]),
-            mlp_norm=layer.post_attention_layernorm.weight.detach(),
+            mlp_norm=layer.post_attention_layernorm.weight.detach().contiguous(),
             gate_up=Projection([mlp.gate_proj, mlp.up_proj]),
             down=Projection([mlp.down_proj]),
         )
@@ -132,14 +156,16 @@ class Decoder:
         ``tokens`` int64 ``[T]``; ``positions`` int64 ``[T]`` in their sequences; ``slots`` int64 ``[T]``, where in the
         cache each one's keys and values go (page times page size plus offset); ``rows`` the sequences they belong to,
         in the same order; ``keys`` and ``values`` a ``[pages, Hkv, page, Dh]`` a layer; ``wanted`` int64 ``[R]``,
-        places in ``tokens``. Arguments are trusted.
+        places in ``tokens``, ascending. Arguments are trusted.
         """
-        rotary = (*self._rotary(int(positions.max()) + 1), positions, slots)
+        tables = self._rotary(int(positions.max()) + 1)
         x, residual = F.embedding(tokens, self._embedding), None
+        if self._whole is not None:
+            return self._whole.run(x, tables, positions, slots, rows, keys, values, wanted)
         for layer, k_cache, v_cache in zip(self._layers, keys, values, strict=True):
             x, residual = self._rms_norm(x, layer.norm, self._eps, residual)
             q, k, v = self._project(layer, x)
-            q = self._rope_cache(q, k, v, *rotary, k_cache, v_cache)
+            q = self._rope_cache(q, k, v, *tables, positions, slots, k_cache, v_cache)
             mixed = self._attention(q, k_cache, v_cache, rows, self._scale).view(len(x), -1)
             if layer is self._layers[-1]:
                 mixed, residual = mixed[wanted], residual[wanted]

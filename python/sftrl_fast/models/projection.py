@@ -26,6 +26,12 @@ class Projection:
         else:
             self._parts = [_joined(weights, biases)]
 
+    @property
+    def packed(self) -> PackedLinear:
+        """The one matrix that all became."""
+        (part,) = self._parts
+        return part
+
     def __call__(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         outputs = [part.multiply(x, out_dtype or x.dtype) for part in self._parts]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)

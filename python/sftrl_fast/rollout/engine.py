@@ -33,14 +33,30 @@ from sftrl_fast.rollout.tables import Draws, Slots
 STEP_TOKENS = 1024
 """Tokens of a forward pass while contexts are being encoded: the weights are read once for all of them."""
 
+SEQUENCE_TOKENS, CONTEXT_TOKENS = 512, 16384
+"""Room by default: for each sequence, and for the longest context at least."""
+MEMORY_SHARE = 0.5
+"""Of an accelerator's free memory, what the cache may take by default; the rest is the trainer's."""
+
 Answered = list[tuple[int, Completion]]
+
+
+def default_cache(decoder: Decoder, max_sequences: int) -> int:
+    """Tokens in the cache where nothing else is said: room for all sequences, within an accelerator's free memory."""
+    tokens = max(SEQUENCE_TOKENS * max_sequences, min(decoder.max_context, CONTEXT_TOKENS) + 2 * PAGE_SIZE)
+    if decoder.device.type != "cuda":
+        return tokens  # a page's memory is taken when it is first written
+    free, _ = torch.cuda.mem_get_info(decoder.device)
+    token_bytes = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * decoder.dtype.itemsize
+    return min(tokens, int(free * MEMORY_SHARE) // token_bytes)
 
 
 class NativeEngine(Engine):
     """Runs the models that :meth:`Decoder.why_not` has nothing against; any number of requests at once.
 
     ``stop_ids`` end an answer. At most ``max_sequences`` requests run together, with keys and values of at most
-    ``cache_tokens`` tokens (rounded up to pages); others wait, and give way and come back where room is short.
+    ``cache_tokens`` tokens (rounded up to pages; 0 takes :func:`default_cache`); others wait, and give way and come
+    back where room is short.
     ``decode`` is needed for stop strings only. On ``step_tokens`` see :data:`STEP_TOKENS`.
 
     Where the ops' implementations let no row's result depend on other rows (all of ``cpp`` do), hidden states and
@@ -57,14 +73,15 @@ class NativeEngine(Engine):
         stop_ids: frozenset[int],
         *,
         max_sequences: int,
-        cache_tokens: int,
+        cache_tokens: int = 0,
         decode: Callable[[Sequence[int]], str] | None = None,
         step_tokens: int = STEP_TOKENS,
     ) -> None:
-        for name, value in (("max_sequences", max_sequences), ("cache_tokens", cache_tokens)):
-            if value < 1:
-                raise UserError(f"{name} is {value}; needed: at least 1")
+        for name, value, least in (("max_sequences", max_sequences, 1), ("cache_tokens", cache_tokens, 0)):
+            if value < least:
+                raise UserError(f"{name} is {value}; needed: at least {least}")
         self.decoder = decoder = Decoder(model)
+        cache_tokens = cache_tokens or default_cache(decoder, max_sequences)
         self._stops = np.zeros(decoder.vocabulary, dtype=bool)
         for token in stop_ids:
             self._stops[self._checked_token("stop_ids", token)] = True
@@ -76,7 +93,7 @@ class NativeEngine(Engine):
         self.scheduler = Scheduler(self.cache, max_sequences, self.counters)
         # A context is cut into a shared and an own part, each of which may leave a page unfilled.
         self._room = max(0, self.cache.pages - 1) * PAGE_SIZE
-        self.max_context: int | None = min(decoder.max_context, self._room)
+        self.max_context: int | None = decoder.max_context
         self._step_tokens, self._decode = step_tokens, decode
         self._hidden = torch.empty(8, decoder.hidden_size, dtype=decoder.dtype, device=decoder.device)
         """The last hidden state of each ready prompt, by row of the prefix table."""
@@ -84,6 +101,10 @@ class NativeEngine(Engine):
         self._tickets = count()
         self._kept: Answered = []
         self._fresh = True
+
+    @property
+    def busy(self) -> bool:
+        return self.scheduler.busy or bool(self._kept)
 
     def submit(
         self, requests: Sequence[Request], params: SamplingParams | Sequence[SamplingParams]
@@ -139,8 +160,10 @@ class NativeEngine(Engine):
         return answered
 
     def cancel(self, tickets: Iterable[int]) -> None:
-        for ticket in tickets:
+        dropped = set(tickets)
+        for ticket in dropped:
             self.scheduler.cancel(ticket)
+        self._kept = [(ticket, completion) for ticket, completion in self._kept if ticket not in dropped]
 
     def close(self, session: Hashable) -> None:
         self.scheduler.close(session)
@@ -271,7 +294,7 @@ class NativeEngine(Engine):
         if length + params.max_new_tokens > self._room:
             raise UserError(
                 f"context of {length} tokens and max_new_tokens {params.max_new_tokens} exceed the cache; needed: "
-                f"cache_tokens of at least {length + params.max_new_tokens + 2 * PAGE_SIZE}"
+                f"rollout.cache_tokens of at least {length + params.max_new_tokens + 2 * PAGE_SIZE}"
             )
         context = np.array(request.context)
         if context.dtype.kind not in "iu" or context.min() < 0 or context.max() >= self.decoder.vocabulary:

@@ -18,6 +18,8 @@ from sftrl_fast.rollout.request import Completion, Engine, Request, RequestKey, 
 class ChatLike(Protocol):
     """What is asked of :class:`sftrl_fast.models.chat.Chat`."""
 
+    stop_ids: frozenset[int]
+
     def prompt_ids(self, user_text: str) -> list[int]: ...
 
     def reply_ids(self, user_text: str, *, stopped: bool) -> list[int]: ...
@@ -44,10 +46,13 @@ def run_episodes(
     place in the group, turn), so neither the order nor the company of the items changes an answer.
     ``max_context`` is the number of positions of the model: a dialogue that leaves no room for another
     ``params.max_new_tokens`` ends there, unsuccessful; a first prompt that leaves none raises
-    :class:`UserError` before anything is generated. So do an unknown environment and a bad ``group_size``.
+    :class:`UserError` before anything is generated. So do an unknown environment, a bad ``group_size`` and an engine
+    with other requests under way; a dialogue that outgrows the engine's cache raises when it does.
     """
     if group_size < 1:
         raise UserError(f"group_size is {group_size}; needed: at least 1")
+    if engine.busy:
+        raise UserError("engine has requests under way, whose answers would be lost; needed: an idle one")
     if not items:
         return []
     indices = np.repeat(np.asarray(items, dtype=np.int64), group_size)
@@ -136,13 +141,15 @@ class _Talk:
 
 
 class _Replies:
-    """``chat.reply_ids``, rendered once for all rows that got the same message this turn."""
+    """``chat.reply_ids``, rendered once for all rows that got the same message."""
 
     def __init__(self, chat: ChatLike) -> None:
         self._chat = chat
         self._known: dict[tuple[str, bool], list[int]] = {}
 
-    def ids(self, message: str, stopped: bool) -> list[int]:
+    def ids(self, message: str, answer: Sequence[int]) -> list[int]:
+        # Asked of the tokens: what ended at a request's own stop token or string still lacks the template's.
+        stopped = answer[-1] in self._chat.stop_ids
         key = (message, stopped)
         if key not in self._known:
             self._known[key] = self._chat.reply_ids(message, stopped=stopped)
@@ -194,7 +201,7 @@ class _Dialogue:
         self.over = done
         if done:
             return
-        self.added = replies.ids(message, completion.stopped)
+        self.added = replies.ids(message, completion.token_ids)
         self.context += completion.token_ids + self.added
         self.over = limit is not None and len(self.context) > limit
 

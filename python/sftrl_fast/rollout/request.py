@@ -108,6 +108,10 @@ class Engine(Protocol):
     weights_version: int
     """Rises whenever the engine finds the model's weights changed."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way, or an answer was not taken yet."""
+
     def submit(
         self, requests: Sequence[Request], params: SamplingParams | Sequence[SamplingParams]
     ) -> list[int]:
@@ -197,6 +201,10 @@ class BatchEngine(Engine):
         self.counters = EngineCounters()
         self._tickets = count()
         self._queue: deque[_Queued] = deque()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._queue)
 
     @abstractmethod
     def generate(
