@@ -134,6 +134,8 @@ def _route(record: Any) -> Route:
 
 
 def _spot(record: Any) -> Spot:
+    if not isinstance(record, dict):
+        raise ValueError(f"{record!r:.40} is no spot")
     sight = record.get("sight")
     return Spot(
         checked_place(record["at"]),
