@@ -40,7 +40,7 @@ def test_one_answer_makes_a_dialogue_of_two_turns() -> None:
 
 
 def test_every_answer_is_told_right_or_wrong_and_first_or_not(tiny: LanguageModel) -> None:
-    """The shipped model knows cards alone, so each point takes both tries and the rail moves on, until the context is full."""
+    """The shipped model knows cards alone: each point takes both tries, until the context is full."""
     engine = HFBackend(tiny.model, tiny.chat.stop_ids, 0, max_sequences=8)
     groups = run_episodes(
         engine, tiny.chat, ROUTES, [0, 1], group_size=2, params=SamplingParams(4, 0.7), seed=0, step=0,

@@ -11,19 +11,19 @@ from gymnasium.spaces import Tuple
 from gymnasium.vector import AutoresetMode
 
 from sftrl_fast.core import UserError
-from sftrl_fast.tasks.navigation.env import RouteSet, check_options
+from sftrl_fast.tasks.navigation.env import Observation, RouteSet, check_options
 from sftrl_fast.tasks.navigation.verifier import Outcome
 from sftrl_fast.tasks.navigation.walk import Walk
 from sftrl_fast.tasks.spaces import AnyText
 
-Texts = tuple[str, ...]
+Observations = tuple[Observation, ...]
 
 
-class NavigationVectorEnv(RouteSet, gymnasium.vector.VectorEnv[Texts, Sequence[str], np.ndarray]):
+class NavigationVectorEnv(RouteSet, gymnasium.vector.VectorEnv[Observations, Sequence[str], np.ndarray]):
     """``num_envs`` rows, each the same as a :class:`~.env.NavigationEnv`. Keywords: ``num_envs`` and those
     of :class:`~.env.RouteSet`.
 
-    A finished row waits for ``reset``: its action is ignored, its observation is empty, its reward 0, and
+    A finished row waits for ``reset``: its action is ignored, its text is empty, its reward 0, and
     everything else keeps its last value.
     """
 
@@ -34,15 +34,15 @@ class NavigationVectorEnv(RouteSet, gymnasium.vector.VectorEnv[Texts, Sequence[s
         if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
             raise UserError(f"num_envs={num_envs!r} must be a whole number of at least 1")
         self.num_envs = num_envs
-        self.single_observation_space, self.single_action_space = AnyText(), AnyText()
-        self.observation_space = Tuple((AnyText(),) * num_envs)
-        self.action_space = Tuple((AnyText(),) * num_envs)
+        self.single_observation_space, self.single_action_space = self.space(), AnyText()
+        self.observation_space = Tuple((self.single_observation_space,) * num_envs)
+        self.action_space = Tuple((self.single_action_space,) * num_envs)
         self._indices = np.zeros(num_envs, dtype=np.int64)
         self._walks: list[Walk] = []
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Texts, dict[str, Any]]:
+    ) -> tuple[Observations, dict[str, Any]]:
         """Begin the items ``options["index"]``, ``[num_envs]``, or ones drawn by ``seed`` when none are given.
 
         ``infos`` holds ``index`` and ``attempts_left``, int64 ``[num_envs]``.
@@ -60,11 +60,12 @@ class NavigationVectorEnv(RouteSet, gymnasium.vector.VectorEnv[Texts, Sequence[s
             if index not in questions:
                 questions[index] = walk.question()
         infos = {"index": self._indices.copy(), "attempts_left": np.full(self.num_envs, self.verify_iter)}
-        return tuple(questions[index] for index in self._indices.tolist()), infos
+        texts = [questions[index] for index in self._indices.tolist()]
+        return self._observations(texts, self._walks, self._indices), infos
 
     def step(
         self, actions: Sequence[str]
-    ) -> tuple[Texts, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    ) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Judge ``actions[i]`` as the answer of row ``i``.
 
         Rewards are float64, ``terminated`` and ``truncated`` bool, all ``[num_envs]``. ``infos`` holds
@@ -82,7 +83,7 @@ class NavigationVectorEnv(RouteSet, gymnasium.vector.VectorEnv[Texts, Sequence[s
 
     def step_rows(
         self, rows: np.ndarray, actions: Sequence[str]
-    ) -> tuple[Texts, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    ) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Judge ``actions[i]`` as the answer of row ``rows[i]`` and leave the other rows alone.
 
         Returns what :meth:`step` does, with an entry for each of ``rows``, int64, which must differ and be under way.
@@ -97,7 +98,7 @@ class NavigationVectorEnv(RouteSet, gymnasium.vector.VectorEnv[Texts, Sequence[s
 
     def _results(
         self, observations: list[str], rewards: np.ndarray, walks: list[Walk], indices: np.ndarray
-    ) -> tuple[Texts, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    ) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         over = np.array([walk.over for walk in walks])
         failed = np.array([walk.failed for walk in walks])
         outcome = np.array([walk.outcome for walk in walks], dtype=np.int64)
@@ -110,7 +111,14 @@ class NavigationVectorEnv(RouteSet, gymnasium.vector.VectorEnv[Texts, Sequence[s
             "first_try": np.array([walk.first_try for walk in walks]),
             "outcome": outcome,
         }
-        return tuple(observations), rewards, over & ~failed, over & failed, infos
+        shown = self._observations(observations, walks, indices)
+        return shown, rewards, over & ~failed, over & failed, infos
+
+    def _observations(self, texts: list[str], walks: list[Walk], indices: np.ndarray) -> Observations:
+        if self.look == "text":
+            return tuple(texts)
+        rows = zip(indices.tolist(), walks, texts, strict=True)
+        return tuple(self.observation(index, walk, text) for index, walk, text in rows)
 
     def _check_actions(self, actions: Sequence[str], rows: int) -> None:
         if not self._walks:
