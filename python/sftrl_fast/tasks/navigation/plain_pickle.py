@@ -45,6 +45,7 @@ def load(path: Path) -> Any:
 def _run(data: bytes, name: str) -> Any:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
+    argument: Any
     for opcode, argument, position in pickletools.genops(data):
         code = opcode.name
         if code in _VALUES:
@@ -58,7 +59,7 @@ def _run(data: bytes, name: str) -> Any:
         elif code == "MARK":
             stack.append(_MARK)
         elif code in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
-            memo[len(memo) if argument is None else int(argument)] = stack[-1]
+            memo[len(memo) if argument is None else argument] = stack[-1]
         elif code in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
         elif code in ("TUPLE", "LIST", "DICT", "APPENDS", "SETITEMS"):
