@@ -28,7 +28,9 @@ class Corpus:
 
 CORPORA = {
     "points": Corpus(points.dialogues, points.PIECES, tokenizer_dialogues=4000, context=1024),
-    "navigation": Corpus(navigation.dialogues, navigation.PIECES, tokenizer_dialogues=1000, context=2048),
+    "navigation": Corpus(
+        navigation.dialogues, navigation.PIECES, tokenizer_dialogues=navigation.WORDING, context=2048
+    ),
 }
 
 

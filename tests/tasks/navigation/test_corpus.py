@@ -12,6 +12,7 @@ from sftrl_fast.core import Dialogue
 from sftrl_fast.models import tiny
 from sftrl_fast.models.chat import Chat
 from sftrl_fast.tasks import corpora
+from sftrl_fast.tasks.navigation.corpus import STAGES, WORDING
 from sftrl_fast.tasks.navigation.sets import SETS, made_routes
 from sftrl_fast.train.pack import dialogue_row
 
@@ -32,6 +33,23 @@ def test_dialogues_take_turns_and_show_both_languages(dialogues: list[Dialogue])
     assert all(
         "failed this trial" in d[i + 1].text for d in dialogues for i, m in enumerate(d) if not m.trained
     )
+
+
+def test_after_the_wording_come_drills_then_beginnings_of_walks_then_whole_ones() -> None:
+    stream = corpora.stream("navigation", np.random.default_rng(2))
+    first = list(islice(stream, STAGES[3][0] + 200))
+    drills = first[WORDING : STAGES[2][0]]
+    assert all(len(dialogue) == 2 for dialogue in drills)
+    for dialogue in drills[:500]:
+        question, answer = (message.text for message in dialogue)
+        if question != answer:
+            *lines, asked = question.split("\n")
+            assert lines[int(asked.removesuffix(". ")) - 1] == f"{asked}{answer}"
+    asked = [len(dialogue) for dialogue in first[STAGES[2][0] : STAGES[3][0]]]
+    assert 0.2 < sum(length == 2 for length in asked) / len(asked) < 0.45
+    answered = [sum(m.trained for m in d[1::2]) for d in first[STAGES[2][0] : STAGES[3][0]]]
+    assert max(answered) == 4
+    assert max(sum(m.trained for m in d[1::2]) for d in first[STAGES[3][0] :]) > 10
 
 
 def test_no_place_of_an_evaluated_route_is_walked(dialogues: list[Dialogue]) -> None:
