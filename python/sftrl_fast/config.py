@@ -94,9 +94,7 @@ class PretrainConfig(Section):
     seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the dialogues and of the initial weights")
     steps: int = Field(1500, ge=1, description="optimizer steps")
     batch: int = Field(256, ge=1, description="dialogues an optimizer step")
-    micro_batch_tokens: int = Field(
-        2048, ge=1, description="tokens, padding included, pushed through the model at once"
-    )
+    micro_batch_tokens: int = Field(2048, ge=1, description="tokens pushed through the model at once")
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")
     optimizer: OptimizerConfig = OptimizerConfig(
         lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup_steps=100, schedule="cosine"
@@ -173,7 +171,7 @@ class ComputeConfig(Section):
         description="what the SFT arm may spend as much of as the RL arm did; `seconds` makes no two runs equal",
     )
     micro_batch_tokens: int = Field(
-        16384, ge=1, description="tokens, padding included, pushed through the model at once in training"
+        16384, ge=1, description="tokens pushed through the model at once in training"
     )
 
 

@@ -107,6 +107,8 @@ class Row:
     advantage: float = 0.0
     old_logprobs: list[float] | None = None
     """One value a trained token, in order; None outside RL."""
+    prompt: int = 0
+    """Tokens at the row's beginning that are a prompt, none of them trained: rows with the same ones share them."""
 
 
 @runtime_checkable

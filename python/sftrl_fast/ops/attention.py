@@ -109,14 +109,17 @@ def cached_attention(
         raise UserError("q, k_cache, v_cache: needed: one type and one device")
     if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
         raise UserError("k_cache, v_cache: needed: contiguous")
-    for field in fields(rows):
-        if getattr(rows, field.name).device != q.device:
-            raise UserError(
-                f"rows.{field.name} is on {getattr(rows, field.name).device}; needed: on {q.device}"
-            )
+    _check_devices(rows, q)
     if not q.numel():
         return torch.empty_like(q)
     return resolve("cached_attention", impl, q)(q, k_cache, v_cache, rows, scale)
+
+
+def _check_devices(rows: CacheRows | PackedRows, q: Tensor) -> None:
+    for field in fields(rows):
+        device = getattr(rows, field.name).device
+        if device != q.device:
+            raise UserError(f"rows.{field.name} is on {device}; needed: on {q.device}")
 
 
 def cached_attention_torch(
@@ -174,6 +177,13 @@ class PackedRows:
         """Tokens of the longest segment."""
         return int(self.offsets.diff().max()) if len(self.parent) else 0
 
+    @cached_property
+    def longest_row(self) -> int:
+        """Tokens of the longest segment together with its parent's."""
+        lengths = self.offsets.diff()
+        shared = torch.where(self.parent >= 0, lengths[self.parent.clamp_min(0).long()], 0)
+        return int((lengths + shared).max()) if len(self.parent) else 0
+
     def check(self, tokens: int) -> None:
         """Raise :class:`UserError` unless the tables are sound for ``tokens`` tokens; once a batch, not a layer."""
         segments = len(self.parent)
@@ -214,6 +224,7 @@ def packed_attention(
         raise UserError(f"q, k: {heads}; needed: Hq a multiple of Hkv and one Dh")
     if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
         raise UserError("q, k, v: needed: one type and one device")
+    _check_devices(rows, q)
     return resolve("packed_attention", impl, q)(q, k, v, rows, scale)
 
 
@@ -228,4 +239,4 @@ def packed_attention_torch(q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, sc
         length, ahead = own.stop - own.start, shared.stop - shared.start
         seen = torch.ones(length, ahead + length, dtype=torch.bool, device=q.device).tril(ahead)
         outs.append(_attend(q[own], keys, values, seen, scale))
-    return torch.cat(outs) if outs else q * 1
+    return torch.cat(outs) if outs else q + k.sum() + v.sum()  # nothing, of all three

@@ -111,7 +111,10 @@ OPS: dict[str, dict[str, Implementation]] = {
         "cpp": _cpp("cached_attention:cached_attention_cpp"),
         "torch": _torch("attention:cached_attention_torch"),
     },
-    "packed_attention": {"torch": _torch("attention:packed_attention_torch")},
+    "packed_attention": {
+        "cpp": _cpp("packed_attention:packed_attention_cpp"),
+        "torch": _torch("attention:packed_attention_torch"),
+    },
     "rms_norm": {
         "triton": _triton("rms_norm:rms_norm_triton"),
         "cpp": _cpp("rms_norm:rms_norm_cpp"),

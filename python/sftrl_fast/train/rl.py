@@ -107,7 +107,7 @@ class RLArm:
         ):
             members = [kept[i] for i in batch.rows]
             self._backward(batch, [rows[i] for i in members], weights[members], row, sums)
-            executed += batch.ids.numel()
+            executed += len(batch.tokens.ids)
         self.compute.train(sum(len(r.ids) for r in rows), executed)
         tokens = max(1, int(lengths[kept].sum()))
         return sums | {key: sums[key] / tokens for key in means} | {"trained_rows": len(kept)}
@@ -118,17 +118,15 @@ class RLArm:
         settings = self.config.rl
         # Under the distribution the tokens were drawn from: the policy that is sampled is the one that is trained.
         temperature = settings.temperature
-        logp, entropy = token_logprobs(self.language.model, batch.ids, batch.trained, temperature=temperature)
-        counts = batch.trained.sum(dim=1)
+        logp, entropy = token_logprobs(self.language.model, batch.tokens, temperature=temperature)
+        counts = batch.counts.to(logp.device)
         old = torch.tensor([p for r in rows for p in r.old_logprobs or ()], device=logp.device)
         advantage = torch.tensor([r.advantage for r in rows], device=logp.device).repeat_interleave(counts)
         reference = None
         if self.reference is not None:
             with torch.no_grad():
-                reference, _ = token_logprobs(
-                    self.reference, batch.ids, batch.trained, temperature=temperature
-                )
-            self.compute.generate(0, batch.ids.numel())
+                reference, _ = token_logprobs(self.reference, batch.tokens, temperature=temperature)
+            self.compute.generate(0, len(batch.tokens.ids))
         terms = policy_loss(
             row,
             logp,

@@ -47,7 +47,7 @@ def played(env: TaskEnv, item: int, draw: int) -> Dialogue:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Sums over an optimizer step. ``executed_tokens`` includes padding."""
+    """Sums over an optimizer step. ``executed_tokens`` counts a shared prompt once."""
 
     loss: float
     entropy: float
@@ -63,12 +63,12 @@ def cross_entropy_step(model: CausalLM, rows: list[Row], max_tokens: int) -> Ste
     loss = entropy = 0.0
     executed = 0
     for batch in micro_batches(rows, max_tokens, model.device):
-        logprobs, entropies = token_logprobs(model, batch.ids, batch.trained)
+        logprobs, entropies = token_logprobs(model, batch.tokens)
         part = -logprobs.sum() / total
         part.backward()
         loss += float(part.detach())
         entropy += float(entropies.detach().sum()) / total
-        executed += batch.ids.numel()
+        executed += len(batch.tokens.ids)
     return StepResult(loss, entropy, executed)
 
 
