@@ -264,7 +264,7 @@ class Run:
         rate = sum(evaluation.successes) / len(evaluation.successes)
         self.log.write(
             {**_where(stage), "set": stage.set, "n": len(evaluation.successes), "rate": rate,
-             "attempts": evaluation.attempts}
+             "attempts": evaluation.attempts, "accuracy": evaluation.accuracy, "first_try": evaluation.first_try}
         )  # fmt: skip
         self.progress.advance(rate=rate)
         return True

@@ -10,7 +10,7 @@ import torch
 
 from sftrl_fast.algo.sft_losses import PROXIMAL, SFT_LOSSES
 from sftrl_fast.config import SFTConfig
-from sftrl_fast.core import Message, Row, TaskEnv
+from sftrl_fast.core import Dialogue, Message, Row, TaskEnv
 from sftrl_fast.models.causal_lm import CausalLM, token_logprobs
 from sftrl_fast.models.chat import Chat
 from sftrl_fast.models.load import LanguageModel
@@ -39,12 +39,20 @@ class Demonstrations:
 
     def _row(self, item: int, draw: int) -> Row:
         if (item, draw) not in self._rows:
-            observation, _ = self.env.reset(options={"index": item})
-            answer = self.env.demonstration(item, draw)
-            self._rows[item, draw] = dialogue_row(
-                self.chat, [Message("user", observation), Message("assistant", answer)]
-            )
+            self._rows[item, draw] = dialogue_row(self.chat, played(self.env, item, draw))
         return self._rows[item, draw]
+
+
+def played(env: TaskEnv, item: int, draw: int) -> Dialogue:
+    """The dialogue in which ``env`` is given the right answers to ``item``."""
+    observation, _ = env.reset(options={"index": item})
+    answers = env.demonstration(item, draw)
+    dialogue: Dialogue = []
+    for answer in [answers] if isinstance(answers, str) else answers:
+        if dialogue:
+            observation = env.step(dialogue[-1].text)[0]
+        dialogue += [Message("user", observation), Message("assistant", answer)]
+    return dialogue
 
 
 @dataclass(frozen=True, slots=True)
