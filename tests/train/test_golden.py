@@ -40,7 +40,7 @@ class Recited(BatchEngine):
         super().__init__()
         self._chat = chat
 
-    def generate(self, requests: Sequence[Request], params: object) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], _params: object) -> list[Completion]:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Request) -> Completion:
