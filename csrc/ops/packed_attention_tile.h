@@ -1,0 +1,262 @@
+// Small matrix products for packed_attention, and the layouts that they read.
+//
+// A product is C[rows, 16 vectors] (+)= A[rows, words] B[words, 16 vectors]: A row by row, its words
+// broadcast; B as a panel whose rows are words for 16 lanes side by side. A word is 32 bits: one float
+// (Singles), or two bfloat16 that follow one another in the summed dimension (Pairs).
+#pragma once
+
+#include <utility>
+
+#include "simd.h"
+
+namespace sftrl::SFTRL_LEVEL {
+namespace {
+
+using word = std::uint32_t;
+
+// Registers of a product: rows x vectors sums, one row of B and one broadcast word must fit.
+#if defined(__AVX512F__)
+constexpr int kProductRows = 6, kProductVectors = 4;
+#elif defined(__AVX2__)
+constexpr int kProductRows = 6, kProductVectors = 1;
+#else
+constexpr int kProductRows = 2, kProductVectors = 1;
+#endif
+
+SFTRL_INLINE u32x16 load_words(const void* from) {
+    u32x16 out;
+    std::memcpy(&out, from, sizeof out);
+    return out;
+}
+SFTRL_INLINE u32x16 load_words(const void* from, int bytes) {
+    u32x16 out{};
+    std::memcpy(&out, from, static_cast<std::size_t>(bytes));
+    return out;
+}
+SFTRL_INLINE void store_words(u32x16 value, void* to) { std::memcpy(to, &value, sizeof value); }
+
+struct Singles {
+    using Element = float;
+    static constexpr int kPer = 1;  // elements of a word
+    static SFTRL_INLINE f32x16 dot(f32x16 sum, word a, u32x16 b) {
+        float value;
+        std::memcpy(&value, &a, sizeof value);
+        return sum + value * reinterpret_cast<f32x16>(b);
+    }
+    // Words of `count` (1 to 16) columns of row `low`; `high`, the next row, does not matter.
+    static SFTRL_INLINE u32x16 interleave(const float* low, const float*, int count) {
+        return count == kLanes ? load_words(low) : load_words(low, count * 4);
+    }
+    // Rounds row `low` of a tile to Element and makes the panel's row of it.
+    static SFTRL_INLINE u32x16 narrow(f32x16 low, f32x16, float* low_row, float*) {
+        if (low_row) store(low, low_row);
+        return reinterpret_cast<u32x16>(low);
+    }
+};
+
+#if defined(__AVX512BF16__)
+struct Pairs {
+    using Element = bf16;
+    static constexpr int kPer = 2;
+    static SFTRL_INLINE f32x16 dot(f32x16 sum, word a, u32x16 b) {
+        const __m512i both = _mm512_set1_epi32(static_cast<int>(a));
+        return reinterpret_cast<f32x16>(_mm512_dpbf16_ps(
+            reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(b), reinterpret_cast<__m512bh>(both)));
+    }
+    static SFTRL_INLINE u32x16 interleave(const bf16* low, const bf16* high, int count) {
+        u16x16 a{}, b{};
+        const auto bytes = static_cast<std::size_t>(count) * sizeof(bf16);
+        std::memcpy(&a, low, count == kLanes ? sizeof a : bytes);
+        if (high) std::memcpy(&b, high, count == kLanes ? sizeof b : bytes);
+        return __builtin_convertvector(a, u32x16) | __builtin_convertvector(b, u32x16) << 16;
+    }
+    static SFTRL_INLINE u32x16 narrow(f32x16 low, f32x16 high, bf16* low_row, bf16* high_row) {
+        const __m512i both = reinterpret_cast<__m512i>(
+            _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(high), reinterpret_cast<__m512>(low)));
+        if (low_row) {
+            const __m256i halves[] = {_mm512_castsi512_si256(both), _mm512_extracti64x4_epi64(both, 1)};
+            std::memcpy(low_row, &halves[0], sizeof halves[0]);
+            if (high_row) std::memcpy(high_row, &halves[1], sizeof halves[1]);
+        }
+        const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
+                                               23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+        return reinterpret_cast<u32x16>(_mm512_permutexvar_epi16(order, both));
+    }
+};
+#endif
+
+template <int Bit, int... Lane>
+SFTRL_INLINE void exchange(u32x16& a, u32x16& b, std::integer_sequence<int, Lane...>) {
+    const u32x16 low = __builtin_shufflevector(a, b, (Lane & Bit ? kLanes + Lane - Bit : Lane)...);
+    b = __builtin_shufflevector(a, b, (Lane & Bit ? kLanes + Lane : Lane + Bit)...);
+    a = low;
+}
+template <int Bit>
+SFTRL_INLINE void exchange_rows(u32x16 (&rows)[kLanes]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+        if (!(i & Bit)) exchange<Bit>(rows[i], rows[i + Bit], std::make_integer_sequence<int, kLanes>{});
+    }
+}
+SFTRL_INLINE void transpose(u32x16 (&rows)[kLanes]) {
+    exchange_rows<1>(rows);
+    exchange_rows<2>(rows);
+    exchange_rows<4>(rows);
+    exchange_rows<8>(rows);
+}
+
+// 2^x to about one unit in the last place for x <= 127; 0 below -126; a NaN stays one.
+// 2^n 2^r with r in [-1/2, 1/2]; the polynomial has the least relative error (2e-9) of degree 6.
+SFTRL_INLINE f32x16 exp2(f32x16 x) {
+    const f32x16 least = splat(-126.0f), magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds
+    const f32x16 bounded = x < least ? least : x;
+    const f32x16 n = (bounded + magic) - magic;
+    const f32x16 r = bounded - n;
+    f32x16 p = splat(1.5345811e-4f);
+    p = p * r + 1.33999300e-3f;
+    p = p * r + 9.61848907e-3f;
+    p = p * r + 5.55032864e-2f;
+    p = p * r + 2.40226462e-1f;
+    p = p * r + 6.93147182e-1f;
+    p = p * r + 1.0f;
+    const i32x16 bits = reinterpret_cast<i32x16>(p) + (__builtin_convertvector(n, i32x16) << 23);
+    return x < least ? splat(0.0f) : reinterpret_cast<f32x16>(bits);
+}
+
+template <class U, int R, int N>
+void block_product(const void* a, std::int64_t a_stride, const word* b, std::int64_t b_stride, int words,
+                   float* c, std::int64_t c_stride, bool add) {
+    f32x16 sum[R][N];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) sum[r][n] = splat(0.0f);
+    }
+    const char* from = static_cast<const char*>(a);
+    for (int k = 0; k < words; ++k, b += b_stride, from += sizeof(word)) {
+        u32x16 column[N];
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) column[n] = load_words(b + n * kLanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            word value;
+            std::memcpy(&value, from + r * a_stride * static_cast<std::int64_t>(sizeof(word)), sizeof value);
+#pragma GCC unroll 4
+            for (int n = 0; n < N; ++n) sum[r][n] = U::dot(sum[r][n], value, column[n]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) {
+            float* const to = c + r * c_stride + n * kLanes;
+            store(add ? load(to) + sum[r][n] : sum[r][n], to);
+        }
+    }
+}
+
+using Block = void (*)(const void*, std::int64_t, const word*, std::int64_t, int, float*, std::int64_t, bool);
+
+template <class U, int... I>
+SFTRL_INLINE Block block_of(int rows, int vectors, std::integer_sequence<int, I...>) {
+    static constexpr Block kBlocks[] = {
+        &block_product<U, I / kProductVectors + 1, I % kProductVectors + 1>...};
+    return kBlocks[(rows - 1) * kProductVectors + vectors - 1];
+}
+
+// `a` has rows `a_stride` words apart; `b` and `c` have rows of 16 `vectors` lanes. Each sum runs over the
+// words in order, whatever block it falls into.
+template <class U>
+void product(const void* a, std::int64_t a_stride, int rows, const word* b, int vectors, int words, float* c,
+             bool add) {
+    const std::int64_t lanes = vectors * kLanes;
+    for (int n = 0; n < vectors; n += kProductVectors) {
+        const int n_count = vectors - n < kProductVectors ? vectors - n : kProductVectors;
+        for (int r = 0; r < rows; r += kProductRows) {
+            const int r_count = rows - r < kProductRows ? rows - r : kProductRows;
+            const Block block = block_of<U>(
+                r_count, n_count, std::make_integer_sequence<int, kProductRows * kProductVectors>{});
+            block(static_cast<const word*>(a) + r * a_stride, a_stride, b + n * kLanes, lanes, words,
+                  c + r * lanes + n * kLanes, lanes, add);
+        }
+    }
+}
+
+// Rows of a tensor that stand at `at(i)`; panels made of them hold zeros beyond `count`.
+
+// out[w][i] = word w of row i, for `vectors` times 16 rows: B of a product over the rows' own dimension.
+template <class U, class At>
+void pack_words(const At& at, int count, int vectors, int width, word* out) {
+    const int words = width / U::kPer;
+    for (int i0 = 0; i0 < vectors * kLanes; i0 += kLanes) {
+        for (int w0 = 0; w0 < words; w0 += kLanes) {
+            const int some = words - w0 < kLanes ? words - w0 : kLanes;
+            u32x16 tile[kLanes];
+            for (int i = 0; i < kLanes; ++i) {
+                tile[i] = i0 + i < count ? load_words(at(i0 + i) + w0 * U::kPer, some * 4) : u32x16{};
+            }
+            transpose(tile);
+            for (int w = 0; w < some; ++w) store_words(tile[w], out + (w0 + w) * vectors * kLanes + i0);
+        }
+    }
+}
+
+// out[i][c] = word i of column c: B of a product over `rows` rows; `lanes` columns, zero beyond `width`.
+template <class U, class At>
+void pack_rows(const At& at, int count, int rows, int width, int lanes, word* out) {
+    for (int i = 0; i < rows; i += U::kPer, out += lanes) {
+        for (int c = 0; c < lanes; c += kLanes) {
+            const int some = width - c < kLanes ? width - c : kLanes;
+            const auto* const high = U::kPer == 2 && i + 1 < count ? at(i + 1) + c : nullptr;
+            store_words(i < count ? U::interleave(at(i) + c, high, some) : u32x16{}, out + c);
+        }
+    }
+}
+
+// out[c][w] = word w of column c: A of a product over the rows; rows of out are ceil(count / kPer) words.
+template <class U, class At>
+void pack_columns(const At& at, int count, int width, word* out) {
+    const int words = (count + U::kPer - 1) / U::kPer;
+    for (int w0 = 0; w0 < words; w0 += kLanes) {
+        const int some = words - w0 < kLanes ? words - w0 : kLanes;
+        for (int c0 = 0; c0 < width; c0 += kLanes) {
+            const int columns = width - c0 < kLanes ? width - c0 : kLanes;
+            u32x16 tile[kLanes] = {};
+            for (int w = 0; w < some; ++w) {
+                const int i = (w0 + w) * U::kPer;
+                const auto* const high = U::kPer == 2 && i + 1 < count ? at(i + 1) + c0 : nullptr;
+                tile[w] = U::interleave(at(i) + c0, high, columns);
+            }
+            transpose(tile);
+            for (int c = 0; c < columns; ++c) {
+                std::memcpy(out + static_cast<std::int64_t>(c0 + c) * words + w0, &tile[c],
+                            static_cast<std::size_t>(some) * sizeof(word));
+            }
+        }
+    }
+}
+
+// Row i of a tensor = column i of `tile` [width][16 vectors] times scale[i], for `count` columns.
+template <class T, class At>
+void unpack(const float* tile, int vectors, int width, const float* scale, int count, const At& at) {
+    for (int i0 = 0; i0 < count; i0 += kLanes) {
+        const f32x16 factor = load(scale + i0);
+        for (int c0 = 0; c0 < width; c0 += kLanes) {
+            const int some = width - c0 < kLanes ? width - c0 : kLanes;
+            u32x16 rows[kLanes] = {};
+            for (int c = 0; c < some; ++c) {
+                const f32x16 value = load(tile + (c0 + c) * vectors * kLanes + i0) * factor;
+                rows[c] = reinterpret_cast<u32x16>(value);
+            }
+            transpose(rows);
+            for (int i = 0; i < kLanes && i0 + i < count; ++i) {
+                const f32x16 value = reinterpret_cast<f32x16>(rows[i]);
+                T* const to = at(i0 + i) + c0;
+                some == kLanes ? store(value, to) : store_first(value, to, some);
+            }
+        }
+    }
+}
+
+}  // namespace
+}  // namespace sftrl::SFTRL_LEVEL
