@@ -1,4 +1,4 @@
-"""Drawing a token a row with both of its log-probabilities, against the sequence of torch operations that users write."""
+"""Drawing a token a row with both of its log-probabilities, against the torch operations that users write for it."""
 
 from __future__ import annotations
 

@@ -22,6 +22,10 @@ class UserError(ValueError):
     """
 
 
+class NotFiniteError(UserError):
+    """A number that training rests on came out NaN or infinite. A training step that meets it is skipped."""
+
+
 Image = npt.NDArray[np.uint8]
 """A picture, ``[height, width, 3]``, red, green, blue; never written to. One object is one picture: what is computed
 from it is computed once."""
@@ -42,14 +46,14 @@ class Observation:
         return cls(str(value))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a dialogue that is given and not sampled. ``trained`` matters for assistant turns only."""
 
     role: str
     text: str
     trained: bool = True
-    image: Image | None = None
+    image: Image | None = field(default=None, compare=False)
     """A picture that comes with the text, for a user's turn."""
 
 
@@ -66,6 +70,10 @@ class Verdict:
     success: bool
     message: str
     """The user's next turn when another attempt is left, else the empty string."""
+    right: bool = False
+    """This answer was right. In a task of several decisions an item is a success only if all of them were."""
+    first_try: bool = True
+    """The first answer at its decision."""
     recognised: bool | None = None
     """Whether the answer read rightly what was shown to it; None where the task does not judge that apart."""
 
@@ -85,7 +93,7 @@ class Turn:
     stopped: bool
     """True if a stop token ended the answer, False if the length limit did."""
     verdict: Verdict
-    image: Image | None = None
+    image: Image | None = field(default=None, compare=False)
     """The picture that came with ``prompt_ids``, which hold its token."""
 
 
@@ -127,12 +135,19 @@ class Row:
     ids: list[int]
     trained: list[bool]
     """``trained[i]`` is True if token ``i`` was an answer token, so that its log-probability is trained."""
-    advantage: float = 0.0
-    old_logprobs: list[float] | None = None
-    """One value a trained token, in order; None outside RL."""
     prompt: int = 0
     """Tokens at the row's beginning that are a prompt, none of them trained: rows with the same ones share them."""
-    images: tuple[Image, ...] = ()
+    turns: Sequence[int] = ()
+    """Trained tokens of each answer, in order; empty outside RL, as are the following."""
+    sampled_logprobs: Sequence[float] = ()
+    """One a trained token, from the engine that drew it."""
+    old_logprobs: Sequence[float] = ()
+    """One a trained token, of the policy before the update."""
+    advantages: Sequence[float] = ()
+    """One a turn."""
+    targets: Sequence[float] = ()
+    """One a turn: what a critic should have expected before it; empty without a critic."""
+    images: tuple[Image, ...] = field(default=(), compare=False)
     """The row's pictures, in the order of their tokens."""
     prompt_images: int = 0
     """How many of them belong to the prompt."""
@@ -144,7 +159,9 @@ class TaskEnv(Protocol):
 
     ``reset(options={"index": i})`` deals item ``i``, ``0 <= i < num_items``; the observation is the newest
     user message, or a mapping of ``text`` and ``image``, in which a picture that is equal to the last one is not
-    shown again; ``info`` of ``step`` holds ``success``, ``outcome`` and ``attempts_left``.
+    shown again; ``info`` of ``step`` holds ``success``, ``outcome`` and ``attempts_left``. A task of several
+    decisions an item adds ``right``, whether this answer was, and ``first_try``, whether it was the first at its
+    decision; without them an item is one decision. A task that judges reading apart adds ``recognised``.
     """
 
     num_items: int
@@ -153,8 +170,11 @@ class TaskEnv(Protocol):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]: ...
 
-    def demonstration(self, index: int, draw: int = 0) -> str:
-        """A right answer to item ``index``; ``draw`` picks among several, the same one each time."""
+    def step(self, action: str, /) -> tuple[Any, Any, bool, bool, dict[str, Any]]: ...
+
+    def demonstration(self, index: int, draw: int = 0) -> str | Sequence[str]:
+        """A right answer to item ``index``, or the right answers in turn if it takes several; ``draw`` picks among
+        several ways, the same one each time."""
 
     def strata(self) -> Sequence[int] | np.ndarray:
         """A small integer for each item, ``[num_items]``; subsets keep its proportions."""

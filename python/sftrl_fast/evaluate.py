@@ -36,6 +36,10 @@ class Evaluation:
     successes: list[bool]
     attempts: float
     """Mean answers given an item."""
+    accuracy: float
+    """Share of right answers, every attempt counted (per-step accuracy as Chu et al. count it)."""
+    first_try: float
+    """Share of decisions answered rightly at the first attempt."""
     recognition: float | None = None
     """Share of answers that read rightly what was shown; None where the task does not judge that apart."""
 
@@ -110,9 +114,15 @@ def evaluate_set(engine: Engine, chat: Chat, env_id: str, config: Config, *, max
     )  # fmt: skip
     episodes = [group.episodes[0] for group in groups]
     successes = [episode.success for episode in episodes]
-    attempts = sum(len(episode.turns) for episode in episodes)
+    verdicts = [turn.verdict for episode in episodes for turn in episode.turns]
+    firsts = [verdict.right for verdict in verdicts if verdict.first_try]
     questions = np.asarray(env.questions())[items].tolist()
-    return Evaluation(items, questions, successes, attempts / max(1, len(items)), recognition(episodes))
+    return Evaluation(
+        items, questions, successes, len(verdicts) / max(1, len(items)),
+        accuracy=sum(verdict.right for verdict in verdicts) / max(1, len(verdicts)),
+        first_try=sum(firsts) / max(1, len(firsts)),
+        recognition=recognition(episodes),
+    )  # fmt: skip
 
 
 def recognition(episodes: Sequence[Episode]) -> float | None:

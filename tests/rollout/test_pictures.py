@@ -129,7 +129,6 @@ def test_episodes_of_cards(four: LanguageModel) -> None:
         backend(four), four.chat, POINTS, [3, 8], group_size=3, params=SamplingParams(4), seed=1, step=0,
         env_kwargs={"size": 56, "verify_iter": 2}, max_context=four.max_context,
     )  # fmt: skip
-    episodes = [episode for group in groups for episode in group.episodes]
     for group in groups:
         first = group.episodes[0].turns[0].image
         assert first is not None
@@ -138,10 +137,10 @@ def test_episodes_of_cards(four: LanguageModel) -> None:
             assert episode.turns[0].image is first, "a group looks at one picture"
             assert [turn.image for turn in episode.turns[1:]] == [None], "the table is not shown again"
             assert [turn.verdict.recognised for turn in episode.turns] == [False, False]
-    rows = episode_rows(groups, [1.0] * len(episodes))
+    rows = episode_rows(groups)
     for batch in micro_batches(rows, 100_000, torch.device("cpu"), four.vision):
         found, _ = token_logprobs(four.model, batch.tokens)
-        sampled = torch.tensor([p for i in batch.rows for p in rows[i].old_logprobs or ()])
+        sampled = torch.tensor([p for i in batch.rows for p in rows[i].old_logprobs])
         assert torch.allclose(found.detach(), sampled, atol=CLOSE)
 
 

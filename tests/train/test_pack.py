@@ -82,11 +82,11 @@ def test_an_episode_becomes_one_row_of_the_sampled_tokens() -> None:
         Turn([5, 6], [7, 8], [-0.1, -0.2], "x", True, verdict),
         Turn([9], [3], [-0.3], "y", True, verdict),
     ]
-    row = episode_rows([Group(0, [Episode(0, 0, turns)])], [2.5])[0]
+    row = episode_rows([Group(0, [Episode(0, 0, turns)])])[0]
     assert row.ids == [5, 6, 7, 8, 9, 3]
     assert row.trained == [False, False, True, True, False, True]
-    assert row.old_logprobs == [-0.1, -0.2, -0.3]
-    assert row.advantage == 2.5
+    assert row.old_logprobs == row.sampled_logprobs == [-0.1, -0.2, -0.3]
+    assert row.turns == [2, 1]
     assert row.prompt == 2
 
 

@@ -208,8 +208,11 @@ class _Dialogue:
         """Append the turn, and the user's next message if there is one and it fits."""
         done = bool(judged.done[place])
         observation = Observation("") if done else judged.observations[place]
+        first = judged.first_try
         verdict = Verdict(
             float(judged.rewards[place]), int(judged.outcome[place]), bool(judged.success[place]), observation.text,
+            right=bool(judged.right[place]),
+            first_try=not self.episode.turns if first is None else bool(first[place]),
             recognised=None if judged.recognised is None else bool(judged.recognised[place]),
         )  # fmt: skip
         self.episode.turns.append(

@@ -30,6 +30,9 @@ class Judgement:
     done: npt.NDArray[np.bool_]
     success: npt.NDArray[np.bool_]
     outcome: npt.NDArray[np.integer]
+    right: npt.NDArray[np.bool_]
+    first_try: npt.NDArray[np.bool_] | None
+    """None where the environment does not say: an item is one decision there."""
     recognised: npt.NDArray[np.bool_] | None = None
     """None where the environment does not judge reading apart."""
 
@@ -170,7 +173,8 @@ class _WholeVector(_VectorEnvs):
         rows = sorted(held)
         return Judgement(
             rows, [judged.observations[row] for row in rows], judged.rewards[rows], judged.done[rows],
-            judged.success[rows], judged.outcome[rows],
+            judged.success[rows], judged.outcome[rows], judged.right[rows],
+            None if judged.first_try is None else judged.first_try[rows],
             None if judged.recognised is None else judged.recognised[rows],
         )  # fmt: skip
 
@@ -186,6 +190,8 @@ def _judgement(
     return Judgement(
         rows, [Observation.of(observation) for observation in observations], np.asarray(rewards),
         np.asarray(terminated) | np.asarray(truncated), np.asarray(infos["success"]), np.asarray(infos["outcome"]),
+        np.asarray(infos.get("right", infos["success"])),
+        np.asarray(infos["first_try"]) if "first_try" in infos else None,
         np.asarray(infos["recognised"]) if "recognised" in infos else None,
     )  # fmt: skip
 
@@ -205,7 +211,8 @@ class _SingleEnvs(RowEnvs):
 
     def _step(self, row: int, answer: str) -> Judgement:
         observation, reward, terminated, truncated, info = self._envs[row].step(answer)
-        one = {key: [info[key]] for key in ("success", "outcome", "recognised") if key in info}
+        kept = ("success", "outcome", "right", "first_try", "recognised")
+        one = {key: [info[key]] for key in kept if key in info}
         return _judgement([row], [observation], [float(reward)], [terminated], [truncated], one)
 
     def close(self) -> None:

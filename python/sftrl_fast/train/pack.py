@@ -52,14 +52,10 @@ def dialogue_row(chat: Chat, dialogue: Dialogue) -> Row:
     )
 
 
-def episode_rows(groups: Sequence[Group], advantages: Sequence[float]) -> list[Row]:
-    """One row an episode: tokens as sampled, every answered token trained with the episode's advantage.
-
-    ``advantages`` holds one value an episode, groups one after the other.
-    """
+def episode_rows(groups: Sequence[Group]) -> list[Row]:
+    """A row for each episode: all its turns, the answers trained, as they were sampled."""
     rows = []
-    episodes = [episode for group in groups for episode in group.episodes]
-    for episode, advantage in zip(episodes, advantages, strict=True):
+    for episode in (episode for group in groups for episode in group.episodes):
         ids: list[int] = []
         trained: list[bool] = []
         logprobs: list[float] = []
@@ -67,14 +63,11 @@ def episode_rows(groups: Sequence[Group], advantages: Sequence[float]) -> list[R
             ids += turn.prompt_ids + turn.answer_ids
             trained += [False] * len(turn.prompt_ids) + [True] * len(turn.answer_ids)
             logprobs += turn.logprobs
-        first = episode.turns[0]
-        rows.append(
-            Row(
-                ids, trained, advantage, logprobs, prompt=len(first.prompt_ids),
-                images=tuple(turn.image for turn in episode.turns if turn.image is not None),
-                prompt_images=int(first.image is not None),
-            )
-        )  # fmt: skip
+        lengths = [len(turn.answer_ids) for turn in episode.turns]
+        prompt = len(episode.turns[0].prompt_ids)
+        images = tuple(turn.image for turn in episode.turns if turn.image is not None)
+        seen = int(episode.turns[0].image is not None)
+        rows.append(Row(ids, trained, prompt, lengths, logprobs, logprobs, images=images, prompt_images=seen))
     return rows
 
 

@@ -24,9 +24,6 @@ from sftrl_fast.train.pack import dialogue_row
 from sftrl_fast.train.pretrain_pictures import pretrain_pictures
 from sftrl_fast.train.sft import cross_entropy_step
 
-# Dialogues the tokenizer learns the wording from: enough that every fixed piece is common.
-TOKENIZER_DIALOGUES = 4000
-
 
 def pretrain(config: PretrainConfig, out: Path) -> None:
     """Train on a corpus and write the model folder ``out``, which must be empty or not exist."""
@@ -40,12 +37,11 @@ def pretrain(config: PretrainConfig, out: Path) -> None:
             language = pretrain_pictures(config, progress)
         save(language.model, language.tokenizer, out, language.vision)
         return
-    dialogues = corpora.stream(
-        config.corpus, np.random.default_rng(digest("pretrain", config.corpus, config.seed))
-    )
-    tokenizer = tiny.build_tokenizer(islice(dialogues, TOKENIZER_DIALOGUES))
+    corpus = corpora.get(config.corpus)
+    dialogues = corpus.stream(np.random.default_rng(digest("pretrain", config.corpus, config.seed)))
+    tokenizer = tiny.build_tokenizer(islice(dialogues, corpus.tokenizer_dialogues), corpus.pieces)
     chat = Chat(tokenizer)
-    model = tiny.build_model(len(tokenizer))
+    model = tiny.build_model(len(tokenizer), corpus.context)
     optimizer = Optimizer(model, config.optimizer)
     model.train()
     with Progress() as progress:

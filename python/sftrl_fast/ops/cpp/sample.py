@@ -48,7 +48,7 @@ def uniforms_cpp(fields: tuple[Ints, ...]) -> npt.NDArray[np.float32] | None:
     outside of its bits."""
     shape: tuple[int, ...] = ()
     addresses, numbers = [0] * len(fields), [0] * len(fields)
-    arrays = []  # kept alive during the call
+    arrays: list[npt.NDArray[np.uint64]] = []  # kept alive during the call
     for i, field in enumerate(fields):
         if isinstance(field, np.ndarray):
             if field.dtype.kind not in "iu" or (arrays and field.shape != shape):
