@@ -27,7 +27,8 @@ class Section(BaseModel):
 
 class ModelConfig(Section):
     name: str = Field(
-        "tiny", description="`tiny`, `smollm2-135m`, a local Hugging Face folder, or `hub:OWNER/NAME`"
+        "tiny",
+        description="`tiny`, `tiny-image`, `smollm2-135m`, a local Hugging Face folder, or `hub:OWNER/NAME`",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="type of the weights and of the arithmetic"

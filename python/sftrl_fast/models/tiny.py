@@ -16,6 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from sftrl_fast.core import Dialogue
 
 ASSETS = Path(__file__).parent / "assets" / "tiny"
+IMAGE_ASSETS = ASSETS.with_name("tiny-image")
+"""The same model with sight: ``sftrl-fast pretrain --corpus cards``, see ``train/pretrain_pictures.py``."""
 
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
 CHAT_TEMPLATE = (

@@ -3,6 +3,11 @@
 The tower comes first: on pictures alone, it says of each region what is there, through a throw-away layer on what the
 cross-attention will read. Then the whole model learns on dialogues. Taught end to end from nothing, such a model had
 hardly begun to read after 72,000 pictures.
+
+The shipped ``tiny-image`` was made by
+
+    sftrl-fast pretrain --corpus cards --reading_steps 500 --reading_batch 32 --steps 1200 --batch 32 --threads 1
+        --micro_batch_tokens 8192 --optimizer.lr 1e-3 --optimizer.warmup_steps 20 --out DIR
 """
 
 from __future__ import annotations
