@@ -1,7 +1,7 @@
 """Answers to pictures, in groups of 8: ours over transformers' generate, and generate given a picture for each row.
 
-The model is the shipped ``tiny-image`` on random tables; answers are cut at 24 tokens, drawn greedily on both sides, and
-both begin with the picture as an array.
+The model is the shipped ``tiny-image`` on random tables; answers have 24 tokens, drawn greedily on both sides,
+and both begin with the picture as an array.
 """
 
 from __future__ import annotations

