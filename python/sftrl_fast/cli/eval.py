@@ -53,6 +53,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         rates[name] = {"successes": successes, "n": n, "rate": rate, "low": low, "high": high}
         for key in ("attempts", "accuracy", "first_try"):
             rates[name][key] = getattr(evaluation, key)
+        if evaluation.recognition is not None:
+            rates[name]["recognition"] = evaluation.recognition
     _show(rates, config.eval.confidence)
     if args.json is not None:
         write_json(args.json, {"model": args.model, "confidence": config.eval.confidence, "sets": rates})
@@ -82,7 +84,8 @@ def _show(rates: dict[str, dict[str, float]], confidence: float) -> None:
         "right answers %",
         "right at once %",
     )
-    for column in ("set", *columns):
+    reads = any("recognition" in row for row in rates.values())
+    for column in ("set", *columns, *["recognition %"] * reads):
         table.add_column(column, justify="left" if column == "set" else "right")
     for name, row in rates.items():
         percent = [f"{100 * row[key]:.1f}" for key in ("rate", "low", "high", "accuracy", "first_try")]
@@ -93,5 +96,6 @@ def _show(rates: dict[str, dict[str, float]], confidence: float) -> None:
             *percent[:3],
             f"{row['attempts']:.2f}",
             *percent[3:],
+            *[f"{100 * row['recognition']:.1f}" if "recognition" in row else "-"] * reads,
         )
     Console().print(table)
