@@ -35,6 +35,9 @@ class ModelConfig(Section):
     )
     device: str = Field("auto", description="`auto` (CUDA when there is one), `cpu`, `cuda`, `cuda:N`")
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")
+    freeze: tuple[Literal["vision", "projector", "language"], ...] = Field(
+        (), description="parts of a vision-language model that no training changes; not all of them"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sftrl_fast.config import Config
-from sftrl_fast.core import Episode, TaskEnv, UserError
+from sftrl_fast.core import Episode, Group, Observation, TaskEnv, UserError
 from sftrl_fast.models.chat import Chat
 from sftrl_fast.models.decoder import Decoder
 from sftrl_fast.models.load import LanguageModel, load
@@ -24,6 +24,9 @@ from sftrl_fast.rollout.request import Engine, SamplingParams
 from sftrl_fast.tasks.seeding import unit
 
 logger = logging.getLogger(__name__)
+
+PICTURES_AT_ONCE = 128
+"""Items evaluated together where they come with pictures, which take megabytes each; it changes no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,23 @@ def load_configured(config: Config) -> LanguageModel:
     """The configured model, on the configured device and threads."""
     if config.model.threads:
         torch.set_num_threads(config.model.threads)
-    return load(config.model.name, dtype=config.model.dtype, device=config.model.device)
+    language = load(config.model.name, dtype=config.model.dtype, device=config.model.device)
+    freeze(language, config.model.freeze)
+    return language
+
+
+def freeze(language: LanguageModel, parts: Sequence[str]) -> None:
+    """Exempt parts of a vision-language model from training. ``UserError`` for a text model, and for all parts."""
+    if not parts:
+        return
+    if language.vision is None:
+        raise UserError(f"model.freeze={list(parts)}: a model of text has no such parts; leave it out")
+    known = language.vision.parts(language.model)
+    if set(parts) == set(known):
+        raise UserError(f"model.freeze={list(parts)} leaves nothing to train; name fewer parts")
+    for part in parts:
+        for module in known[part]:
+            module.requires_grad_(False)
 
 
 def make_engine(language: LanguageModel, config: Config) -> Engine:
@@ -108,10 +127,14 @@ def evaluate_set(engine: Engine, chat: Chat, env_id: str, config: Config, *, max
     env = task_env(env_id, config.task.env_kwargs)
     items = subset(env.strata(), config.eval.limit, env_id)
     params = SamplingParams(max_new_tokens=config.rollout.max_new_tokens, temperature=0.0)
-    groups = run_episodes(
-        engine, chat, env_id, items, group_size=1, params=params, seed=0, step=0,
-        env_kwargs=config.task.env_kwargs, max_context=max_context,
-    )  # fmt: skip
+    shows = bool(items) and Observation.of(env.reset(options={"index": items[0]})[0]).image is not None
+    size = PICTURES_AT_ONCE if shows else max(1, len(items))
+    groups: list[Group] = []
+    for start in range(0, len(items), size):
+        groups += run_episodes(
+            engine, chat, env_id, items[start : start + size], group_size=1, params=params, seed=0, step=0,
+            env_kwargs=config.task.env_kwargs, max_context=max_context,
+        )  # fmt: skip
     episodes = [group.episodes[0] for group in groups]
     successes = [episode.success for episode in episodes]
     verdicts = [turn.verdict for episode in episodes for turn in episode.turns]

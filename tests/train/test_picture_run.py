@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.models.mllama_case import make
 
+from sftrl_fast import evaluate
 from sftrl_fast.config import load_config
+from sftrl_fast.core import UserError
+from sftrl_fast.evaluate import freeze, make_engine
 from sftrl_fast.models.load import load, save
+from sftrl_fast.models.vision import PARTS
 from sftrl_fast.runtime import checkpoint
 from sftrl_fast.study import run as study
 
@@ -95,3 +100,50 @@ def test_every_arm_runs_and_recognition_stands_beside_success(
     monkeypatch.undo()
     assert study.resume(tmp_path / "broken").results is not None
     assert numbers(tmp_path / "broken") == numbers(tmp_path / "whole")
+
+
+def test_frozen_parts_stay_as_they_are(model: str, tmp_path: Path) -> None:
+    file = tmp_path / "frozen.toml"
+    file.write_text(SETTINGS.format(model=model))
+    overrides = {"model.freeze": ("vision", "language"), "rl.kl": 0.0, "eval.limit": 1}
+    config = load_config(file=file, overrides=overrides)
+    assert study.run(config, tmp_path / "run", "test").results is not None
+    before, after = (
+        load(model, device="cpu"),
+        load(str(tmp_path / "run" / "models" / "seed0" / "sft"), device="cpu"),
+    )
+    moved = {
+        name
+        for (name, old), new in zip(before.model.named_parameters(), after.model.parameters(), strict=True)
+        if not torch.equal(old, new)
+    }
+    assert moved == {"model.multi_modal_projector.weight", "model.multi_modal_projector.bias"}
+
+
+def test_parts_are_the_whole_model(model: str) -> None:
+    language = load(model, device="cpu")
+    assert language.vision is not None
+    parts = language.vision.parts(language.model)
+    assert tuple(parts) == PARTS
+    held = [p for modules in parts.values() for module in modules for p in module.parameters()]
+    assert {id(p) for p in held} == {id(p) for p in language.model.parameters()}
+    with pytest.raises(UserError, match="leaves nothing to train"):
+        freeze(language, PARTS)
+    with pytest.raises(UserError, match="a model of text has no such parts"):
+        freeze(load("tiny", device="cpu"), ("vision",))
+
+
+def test_sets_of_pictures_are_answered_a_part_at_a_time(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "pictures.toml"
+    file.write_text(SETTINGS.format(model=model))
+    config = load_config(file=file, overrides={"eval.limit": 7})
+    language = load(model, device="cpu")
+    engine = make_engine(language, config)
+    found = []
+    for size in (100, 3):
+        monkeypatch.setattr(evaluate, "PICTURES_AT_ONCE", size)
+        env_id = config.task.eval["id"]
+        found.append(evaluate.evaluate_set(engine, language.chat, env_id, config, max_context=512))
+    assert found[0] == found[1]

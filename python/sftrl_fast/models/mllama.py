@@ -98,6 +98,14 @@ class Mllama:
             image_mean=list(self.mean), image_std=list(self.std),
         ).save_pretrained(folder)  # fmt: skip
 
+    def parts(self, model: Any) -> dict[str, list[nn.Module]]:
+        inner = model.model
+        return {
+            "vision": [inner.vision_model],
+            "projector": [inner.multi_modal_projector],
+            "language": [inner.language_model, model.lm_head],
+        }
+
     def expand(self, ids: list[int], image: Image) -> list[int]:
         if ids.count(self.image_id) != 1:
             raise UserError(

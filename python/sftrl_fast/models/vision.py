@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from sftrl_fast.models.packed import PackedTokens
 
 
+PARTS = ("vision", "projector", "language")
+"""The vision tower, what maps it to the language model's width, and the rest."""
+
+
 @dataclass(frozen=True, slots=True)
 class Generating:
     """What ``generate`` needs to continue left-padded rows with pictures."""
@@ -51,6 +55,9 @@ class Vision(Protocol):
 
     def generating(self, model: nn.Module, ids: Tensor, images: Sequence[Sequence[Image]]) -> Generating:
         """For rows of tokens ``[B, L]``, each with at least one picture."""
+
+    def parts(self, model: nn.Module) -> dict[str, list[nn.Module]]:
+        """What :data:`PARTS` name of ``model``; together they are the whole model."""
 
     def save(self, folder: Path) -> None:
         """Write the settings into a model's folder, as transformers keeps them."""
