@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
@@ -25,6 +25,8 @@ from sftrl_fast.tasks.seeding import unit
 
 logger = logging.getLogger(__name__)
 
+SAMPLES = 4
+"""Episodes of an evaluation that are kept whole."""
 PICTURES_AT_ONCE = 128
 """Items evaluated together where they come with pictures, which take megabytes each; it changes no answer."""
 
@@ -45,6 +47,8 @@ class Evaluation:
     """Share of decisions answered rightly at the first attempt."""
     recognition: float | None = None
     """Share of answers that read rightly what was shown; None where the task does not judge that apart."""
+    samples: list[Episode] = field(default_factory=list, compare=False)
+    """The first few episodes, to look at."""
 
 
 def load_configured(config: Config) -> LanguageModel:
@@ -144,7 +148,7 @@ def evaluate_set(engine: Engine, chat: Chat, env_id: str, config: Config, *, max
         items, questions, successes, len(verdicts) / max(1, len(items)),
         accuracy=sum(verdict.right for verdict in verdicts) / max(1, len(verdicts)),
         first_try=sum(firsts) / max(1, len(firsts)),
-        recognition=recognition(episodes),
+        recognition=recognition(episodes), samples=episodes[:SAMPLES],
     )  # fmt: skip
 
 

@@ -76,6 +76,14 @@ def test_every_arm_runs_and_recognition_stands_beside_success(
     assert set(whole.results["recognition"]) == {"base", "warmup", "sft", "rl"}
     assert set(whole.results["recognition"]["rl"]) == {"id", "visual_ood"}
     assert "Recognition" in (tmp_path / "whole" / "table.md").read_text()
+    samples = tmp_path / "whole" / "samples"
+    for name in ("base-id", "seed0-rl-visual_ood"):
+        text = (samples / f"{name}.md").read_text()
+        assert text.count("![what the model saw]") == 4, "one picture an item, though there are two turns"
+        assert text.count("reward") == 8
+        assert "misread" in text
+        assert "in the picture" in text
+        assert len(list(samples.glob(f"{name}-*.png"))) == 4
     updates = [entry for entry in entries(tmp_path / "whole") if "engine_gap" in entry]
     assert len(updates) == 2
     for entry in updates:

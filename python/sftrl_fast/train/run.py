@@ -29,6 +29,7 @@ from sftrl_fast.runtime.checkpoint import RunFolder
 from sftrl_fast.runtime.compute import Compute
 from sftrl_fast.runtime.metrics import MetricsLog
 from sftrl_fast.runtime.progress import Progress
+from sftrl_fast.runtime.samples import write_samples
 from sftrl_fast.runtime.stop import StopSignal
 from sftrl_fast.tasks.seeding import digest
 from sftrl_fast.train.guard import LIMIT, Guard
@@ -275,6 +276,8 @@ class Run:
             entry["recognition"] = evaluation.recognition
             self.state.recognition.setdefault(stage.name, {})[stage.set] = evaluation.recognition
         self.log.write(entry)
+        name = f"{stage.name.replace('/', '-')}-{stage.set}"
+        write_samples(self.folder.path / "samples", name, evaluation.samples, self.language.chat.decode)
         self.progress.advance(rate=rate)
         return True
 
