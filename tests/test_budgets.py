@@ -21,7 +21,16 @@ INIT_LINES = 40
 TASK_TABLE = PACKAGE / "tasks" / "__init__.py"
 DRAWERS = {"common", "helpers", "misc", "util", "utils"}
 
-MAY_NAME_TASKS = {"__init__.py", "tasks", "configs", "cli/solve.py", "cli/verify.py", "_C.pyi"}
+MAY_NAME_TASKS = {
+    "__init__.py",
+    "tasks",
+    "configs",
+    "cli/solve.py",
+    "cli/verify.py",
+    "cli/data.py",
+    "cli/play.py",
+    "_C.pyi",
+}
 """Relative to the package; the package's own ``__init__`` exports the verifier, ``_C.pyi`` types it."""
 
 

@@ -36,6 +36,8 @@ def test_evaluating_twice_gives_the_same_successes() -> None:
     assert first == second
     assert len(first.successes) == 20
     assert 1 <= first.attempts <= 2
+    assert first.accuracy == pytest.approx(sum(first.successes) / (20 * first.attempts))
+    assert 0 < first.first_try <= sum(first.successes) / 20
     # The shipped model solves about a fifth of these; none of twenty would be a broken path, not bad luck.
     assert any(first.successes)
 

@@ -22,6 +22,7 @@ void fingerprint(pybind11::module_& m);
 void decoder_layers(pybind11::module_& m);
 void rms_norm(pybind11::module_& m);
 void packed_attention(pybind11::module_& m);
+void sample(pybind11::module_& m);
 void linear(pybind11::module_& m);
 void logprob(pybind11::module_& m);
 void cached_attention(pybind11::module_& m);

@@ -12,6 +12,7 @@ PYBIND11_MODULE(_C, m) {
     sftrl::bind::decoder_layers(m);
     sftrl::bind::rms_norm(m);
     sftrl::bind::packed_attention(m);
+    sftrl::bind::sample(m);
     sftrl::bind::linear(m);
     sftrl::bind::logprob(m);
     sftrl::bind::cached_attention(m);

@@ -56,7 +56,9 @@ def rms_norm(
     dtype: int,
 ) -> None: ...
 def packed_attention_scratch(sizes: tuple[int, ...], dtype: int, backward: bool) -> int: ...
-def packed_attention(addresses: tuple[int, ...], sizes: tuple[int, ...], scale: float, dtype: int) -> None: ...
+def packed_attention(
+    addresses: tuple[int, ...], sizes: tuple[int, ...], scale: float, dtype: int
+) -> None: ...
 def packed_attention_backward(
     addresses: tuple[int, ...], grads: tuple[int, ...], sizes: tuple[int, ...], scale: float, dtype: int
 ) -> None: ...
@@ -150,3 +152,24 @@ def cached_attention(
     scale: float,
     dtype: int,
 ) -> None: ...
+def sample(
+    logits: int,
+    stride: int,
+    uniforms: int,
+    temperatures: int,
+    temperature: float,
+    top_ks: int,
+    top_k: int,
+    top_ps: int,
+    top_p: float,
+    tokens: int,
+    plain: int,
+    sampled: int,
+    scratch: int,
+    slots: int,
+    rows: int,
+    vocab: int,
+    dtype: int,
+) -> None: ...
+def sample_scratch(vocab: int) -> int: ...
+def uniforms(addresses: list[int], numbers: list[int], out: int, count: int) -> int: ...

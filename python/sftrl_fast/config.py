@@ -94,9 +94,7 @@ class PretrainConfig(Section):
     seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the dialogues and of the initial weights")
     steps: int = Field(1500, ge=1, description="optimizer steps")
     batch: int = Field(256, ge=1, description="dialogues an optimizer step")
-    micro_batch_tokens: int = Field(
-        2048, ge=1, description="tokens, padding included, pushed through the model at once"
-    )
+    micro_batch_tokens: int = Field(2048, ge=1, description="tokens pushed through the model at once")
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")
     optimizer: OptimizerConfig = OptimizerConfig(
         lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup_steps=100, schedule="cosine"
@@ -110,6 +108,13 @@ class SFTConfig(OptimizerConfig):
     resample: bool = Field(
         False, description="draw a new solution for an item at each visit, not one for good"
     )
+    loss: Literal["cross_entropy", "dft", "psft"] = Field(
+        "cross_entropy",
+        description="row of the SFT table: plain, weighted by the token's own probability (dft), or clipped near the "
+        "weights that the batch began with (psft)",
+    )
+    passes: int = Field(1, ge=1, description="optimizer steps on each batch; psft needs 2 or more")
+    clip: float = Field(0.2, ge=0, description="psft: the ratio is clipped above at 1 + clip")
 
 
 class WarmupConfig(SFTConfig):
@@ -119,17 +124,65 @@ class WarmupConfig(SFTConfig):
 
 
 class RLConfig(OptimizerConfig):
-    recipe: str = Field("grpo", description="row of the algorithm table: grpo, dr_grpo, rloo")
+    """Keys that are unset take the recipe's own value; a run's ``config.toml`` says which."""
+
+    recipe: str = Field(
+        "grpo",
+        description="row of the algorithm table: ppo, grpo, dr_grpo, dapo, gspo, rloo, reinforce_pp, cispo",
+    )
     updates: int = Field(40, ge=0, description="batches of episodes generated and trained on")
     prompts: int = Field(32, ge=1, description="items a batch")
-    group: int = Field(16, ge=2, description="episodes of each item, G")
-    epochs: int = Field(1, ge=1, description="passes over each batch of episodes")
+    group: int = Field(16, ge=1, description="episodes of each item, G")
+    epochs: int | None = Field(None, ge=1, description="passes over each batch of episodes; ppo 4, else 1")
     minibatches: int = Field(1, ge=1, description="optimizer steps a pass")
     temperature: float = Field(1.0, gt=0, description="sampling temperature of the rollouts")
-    clip_low: float = Field(0.2, ge=0, lt=1, description="the ratio is clipped below at 1 - clip_low")
-    clip_high: float = Field(0.2, ge=0, description="the ratio is clipped above at 1 + clip_high")
+    clip_low: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="the ratio is clipped below at 1 - clip_low; ppo 0.1, gspo 0.0003, cispo 1, else 0.2",
+    )
+    clip_high: float | None = Field(
+        None,
+        ge=0,
+        description="the ratio is clipped above at 1 + clip_high; ppo 0.1, dapo 0.28, gspo 0.0004, cispo 4, else 0.2",
+    )
     kl: float = Field(
         0.0, ge=0, description="weight of the KL divergence to the warm-up model; 0 runs no reference"
+    )
+    kl_estimator: Literal["k1", "k2", "k3"] | None = Field(
+        None, description="how the divergence is estimated; grpo k3, reinforce_pp k2, else none"
+    )
+    entropy: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+    old_logprobs: Literal["engine", "trainer"] = Field(
+        "engine",
+        description="whose log-probabilities the ratio is taken against: the engine's, or the trainer's own, for which "
+        "each batch goes through the model once more",
+    )
+    tis: float = Field(
+        0.0,
+        ge=0,
+        description="with old_logprobs = trainer: each token weighs p_trainer / p_engine, but at most this; 0 does not",
+    )
+    gamma: float | None = Field(None, ge=0, le=1, description="discount from turn to turn; ppo 0.9")
+    lam: float | None = Field(
+        None, ge=0, le=1, description="lambda of the generalised advantage estimate over turns; ppo 0.95"
+    )
+    value: float | None = Field(None, ge=0, description="weight of the value head's loss; ppo 0.5")
+    value_lr: float | None = Field(
+        None, gt=0, description="peak learning rate of the value head; unset, that of the model"
+    )
+    overlong: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="the reward falls by up to 1 over this last part of rollout.max_new_tokens; dapo 0.2, else 0",
+    )
+    resample: int | None = Field(
+        None,
+        ge=0,
+        description="times that groups of equal reward are replaced by new items' before the batch is taken as it is; "
+        "dapo 3, else 0",
     )
 
     @field_validator("minibatches")
@@ -173,7 +226,7 @@ class ComputeConfig(Section):
         description="what the SFT arm may spend as much of as the RL arm did; `seconds` makes no two runs equal",
     )
     micro_batch_tokens: int = Field(
-        16384, ge=1, description="tokens, padding included, pushed through the model at once in training"
+        16384, ge=1, description="tokens pushed through the model at once in training"
     )
 
 

@@ -21,6 +21,10 @@ class UserError(ValueError):
     """
 
 
+class NotFiniteError(UserError):
+    """A number that training rests on came out NaN or infinite. A training step that meets it is skipped."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a dialogue that is given and not sampled. ``trained`` matters for assistant turns only."""
@@ -43,6 +47,10 @@ class Verdict:
     success: bool
     message: str
     """The user's next turn when another attempt is left, else the empty string."""
+    right: bool = False
+    """This answer was right. In a task of several decisions an item is a success only if all of them were."""
+    first_try: bool = True
+    """The first answer at its decision."""
 
 
 @dataclass(slots=True)
@@ -100,9 +108,18 @@ class Row:
     ids: list[int]
     trained: list[bool]
     """``trained[i]`` is True if token ``i`` was an answer token, so that its log-probability is trained."""
-    advantage: float = 0.0
-    old_logprobs: list[float] | None = None
-    """One value a trained token, in order; None outside RL."""
+    prompt: int = 0
+    """Tokens at the row's beginning that are a prompt, none of them trained: rows with the same ones share them."""
+    turns: Sequence[int] = ()
+    """Trained tokens of each answer, in order; empty outside RL, as are the following."""
+    sampled_logprobs: Sequence[float] = ()
+    """One a trained token, from the engine that drew it."""
+    old_logprobs: Sequence[float] = ()
+    """One a trained token, of the policy before the update."""
+    advantages: Sequence[float] = ()
+    """One a turn."""
+    targets: Sequence[float] = ()
+    """One a turn: what a critic should have expected before it; empty without a critic."""
 
 
 @runtime_checkable
@@ -110,7 +127,9 @@ class TaskEnv(Protocol):
     """What a task environment offers beside Gymnasium's ``step``.
 
     ``reset(options={"index": i})`` deals item ``i``, ``0 <= i < num_items``; the observation is the newest
-    user message; ``info`` of ``step`` holds ``success``, ``outcome`` and ``attempts_left``.
+    user message; ``info`` of ``step`` holds ``success``, ``outcome`` and ``attempts_left``. A task of several
+    decisions an item adds ``right``, whether this answer was, and ``first_try``, whether it was the first at its
+    decision; without them an item is one decision.
     """
 
     num_items: int
@@ -119,8 +138,11 @@ class TaskEnv(Protocol):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]: ...
 
-    def demonstration(self, index: int, draw: int = 0) -> str:
-        """A right answer to item ``index``; ``draw`` picks among several, the same one each time."""
+    def step(self, action: str, /) -> tuple[Any, Any, bool, bool, dict[str, Any]]: ...
+
+    def demonstration(self, index: int, draw: int = 0) -> str | Sequence[str]:
+        """A right answer to item ``index``, or the right answers in turn if it takes several; ``draw`` picks among
+        several ways, the same one each time."""
 
     def strata(self) -> Sequence[int] | np.ndarray:
         """A small integer for each item, ``[num_items]``; subsets keep its proportions."""

@@ -36,6 +36,10 @@ class Evaluation:
     successes: list[bool]
     attempts: float
     """Mean answers given an item."""
+    accuracy: float
+    """Share of right answers, every attempt counted (per-step accuracy as Chu et al. count it)."""
+    first_try: float
+    """Share of decisions answered rightly at the first attempt."""
 
 
 def load_configured(config: Config) -> LanguageModel:
@@ -108,9 +112,14 @@ def evaluate_set(engine: Engine, chat: Chat, env_id: str, config: Config, *, max
     )  # fmt: skip
     episodes = [group.episodes[0] for group in groups]
     successes = [episode.success for episode in episodes]
-    attempts = sum(len(episode.turns) for episode in episodes)
+    verdicts = [turn.verdict for episode in episodes for turn in episode.turns]
+    firsts = [verdict.right for verdict in verdicts if verdict.first_try]
     questions = np.asarray(env.questions())[items].tolist()
-    return Evaluation(items, questions, successes, attempts / max(1, len(items)))
+    return Evaluation(
+        items, questions, successes, len(verdicts) / max(1, len(items)),
+        accuracy=sum(verdict.right for verdict in verdicts) / max(1, len(verdicts)),
+        first_try=sum(firsts) / max(1, len(firsts)),
+    )  # fmt: skip
 
 
 def subset(strata: Sequence[int] | np.ndarray, limit: int, key: str) -> list[int]:

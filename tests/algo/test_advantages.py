@@ -1,51 +1,79 @@
-"""Episodes in groups to one advantage each."""
+"""Episodes in groups to an advantage for each turn."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
-from sftrl_fast.algo.advantages import ADVANTAGES, episode_advantages
+from sftrl_fast.algo.advantages import ADVANTAGES, Advantages, experience, overlong_penalty
 from sftrl_fast.core import Episode, Group, Turn, UserError, Verdict
 
 
-def episode(*rewards: float) -> Episode:
-    """An episode whose turns earned these rewards."""
+def episode(*rewards: float, length: int = 1) -> Episode:
+    """An episode whose turns earned these rewards, with answers of ``length`` tokens."""
     verdicts = [Verdict(reward, 0, False, "") for reward in rewards]
-    return Episode(0, 0, [Turn([1], [2], [-0.5], "x", True, verdict) for verdict in verdicts])
+    turns = [Turn([1], [2] * length, [-0.5] * length, "x", True, verdict) for verdict in verdicts]
+    return Episode(0, 0, turns)
 
 
 def groups(*returns: list[float]) -> list[Group]:
     return [Group(i, [episode(reward) for reward in row]) for i, row in enumerate(returns)]
 
 
-def test_each_advantage_by_hand_on_ragged_groups() -> None:
-    # mean of (5, -1, -1) is 1, sample variance (16 + 4 + 4) / 2 = 12; the second group has mean 2, variance 8
-    ragged = groups([5, -1, -1], [4, 0])
-    root = 12**0.5
-    expected: dict[str, list[list[float]]] = {
-        "group_mean": [[4, -2, -2], [2, -2]],
-        "group_mean_std": [[4 / root, -2 / root, -2 / root], [2 / 8**0.5, -2 / 8**0.5]],
-        "leave_one_out": [[6, -3, -3], [4, -4]],
-    }
-    assert set(expected) == set(ADVANTAGES)
-    for name, rows in expected.items():
-        got = episode_advantages(ragged, name)
-        assert len(got) == len(rows)
-        for values, by_hand in zip(got, rows, strict=True):
-            assert values == pytest.approx(by_hand, abs=1e-6)
+RAGGED = groups([5, -1, -1], [4, 0])
 
 
-def test_the_return_is_the_sum_over_turns() -> None:
+@pytest.mark.parametrize(
+    ("name", "by_hand"),
+    [
+        # mean of (5, -1, -1) is 1, sample variance (16 + 4 + 4) / 2 = 12; the second group has mean 2, variance 8
+        ("group_mean", [4, -2, -2, 2, -2]),
+        ("group_mean_std", [4 / 12**0.5, -2 / 12**0.5, -2 / 12**0.5, 2 / 8**0.5, -2 / 8**0.5]),
+        ("leave_one_out", [6, -3, -3, 4, -4]),
+        # mean of all five is 1.4, the sample variance (3.6^2 + 2.4^2 + 2.4^2 + 2.6^2 + 1.4^2) / 4 = 8.3
+        ("batch_mean_std", [x / 8.3**0.5 for x in (3.6, -2.4, -2.4, 2.6, -1.4)]),
+    ],
+)
+def test_each_comparison_by_hand_on_ragged_groups(name: str, by_hand: list[float]) -> None:
+    found = ADVANTAGES[name](experience(RAGGED))
+    assert found.advantage.tolist() == pytest.approx(by_hand, abs=1e-6)
+    assert found.target is None
+
+
+def test_gae_by_hand_over_turns() -> None:
+    # Two episodes: rewards (-1, 5) with values (1, 2), and (3) with value 1; gamma 0.5, lambda 0.5. Backwards:
+    # 5 - 2 = 3; -1 + 0.5 * 2 - 1 + 0.25 * 3 = -0.25; 3 - 1 = 2.
+    raw = torch.tensor([-0.25, 3.0, 2.0])
+    talk = [Group(0, [episode(-1.0, 5.0), episode(3.0)])]
+    values = torch.tensor([1.0, 2.0, 1.0])
+    found: Advantages = ADVANTAGES["gae"](experience(talk, values=values, gamma=0.5, lam=0.5))
+    assert found.target is not None
+    assert found.target.tolist() == pytest.approx([0.75, 5.0, 3.0])
+    expected = (raw - raw.mean()) / raw.std()
+    assert found.advantage.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    with pytest.raises(UserError, match="values is None"):
+        ADVANTAGES["gae"](experience(talk))
+
+
+def test_every_advantage_of_the_table_is_worked_by_hand_here() -> None:
+    assert set(ADVANTAGES) == {"group_mean", "group_mean_std", "leave_one_out", "batch_mean_std", "gae"}
+
+
+def test_the_return_is_the_sum_over_turns_and_goes_to_each_of_them() -> None:
     group = Group(0, [episode(-1.0, -1.0, 5.0), episode(5.0)])
-    assert episode_advantages([group], "group_mean") == [[-1.0, 1.0]]
+    found = ADVANTAGES["group_mean"](experience([group]))
+    assert found.advantage.tolist() == [-1.0, -1.0, -1.0, 1.0]
 
 
-@pytest.mark.parametrize("name", list(ADVANTAGES))
+@pytest.mark.parametrize("name", ["group_mean", "group_mean_std", "leave_one_out"])
 def test_groups_without_variance_and_lone_episodes_get_zero(name: str) -> None:
-    assert episode_advantages(groups([-1, -1, -1], [5]), name) == [[0.0, 0.0, 0.0], [0.0]]
-    assert episode_advantages([], name) == []
+    assert ADVANTAGES[name](experience(groups([-1, -1, -1], [5]))).advantage.tolist() == [0.0] * 4
+    assert ADVANTAGES[name](experience([])).advantage.tolist() == []
 
 
-def test_unknown_advantage_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"'median'.*group_mean_std"):
-        episode_advantages([], "median")
+def test_overlong_penalty_by_hand() -> None:
+    # Of 10 tokens the last 4 are the buffer: free up to 6, then a quarter a token.
+    assert [overlong_penalty(n, 4, 10) for n in (1, 6, 7, 9, 10)] == [0.0, 0.0, 0.25, 0.75, 1.0]
+    assert overlong_penalty(10, 0, 10) == 0.0
+    long = [Group(0, [episode(5.0, length=7), episode(5.0, -1.0, length=10)])]
+    assert experience(long, overlong=4, max_length=10).rewards.tolist() == [4.75, 4.0, -2.0]

@@ -3,64 +3,99 @@
 from __future__ import annotations
 
 from math import exp
+from typing import Any
 
 import pytest
 import torch
 
-from sftrl_fast.algo.advantages import episode_advantages
-from sftrl_fast.algo.recipes import RECIPES, LossTerms, Recipe, policy_loss, recipe
+from sftrl_fast.algo.advantages import ADVANTAGES, experience
+from sftrl_fast.algo.recipes import (
+    OWN,
+    RECIPES,
+    LossTerms,
+    Recipe,
+    policy_loss,
+    recipe,
+    resolved,
+    truncated_importance,
+    value_loss,
+)
 from sftrl_fast.algo.reductions import token_weights
+from sftrl_fast.algo.surrogates import PolicyTokens
+from sftrl_fast.config import RLConfig
 from sftrl_fast.core import Episode, Group, Turn, UserError, Verdict
 
 # One group of two answers, of 1 and 3 tokens, that earned 5 and -1: mean 2, sample deviation sqrt(18).
 LENGTHS = torch.tensor([1, 3])
 OLD = torch.tensor([-1.0, -1.0, -2.0, -0.5])
-# Ratios 1.5 (above the bound, advantage > 0: cut to 1.2), 1, 0.5 (advantage < 0: cut to 0.8), 2 (free).
-LOGP = OLD + torch.tensor([1.5, 1.0, 0.5, 2.0]).log()
+# Ratios 1.5, 1, 0.5, 2: with bounds of 0.2 and the advantages' signs +, -, -, -: cut to 1.2, free, cut to 0.8, free.
+RATIO = [1.5, 1.0, 0.5, 2.0]
+LOGP = OLD + torch.tensor(RATIO).log()
 REFERENCE = LOGP + torch.tensor([0.0, 1.0, 0.0, -1.0])
-KL = [0.0, exp(1) - 2, 0.0, exp(-1)]
+K3 = [0.0, exp(1) - 2, 0.0, exp(-1)]
 MAX_LENGTH = 4
+ROW = torch.arange(2)
 
 
-def run(name: str, kl_coef: float = 0.0, reference: torch.Tensor | None = None) -> LossTerms:
-    row = recipe(name)
+def run(name: str, reference: torch.Tensor | None = None, **keys: Any) -> LossTerms:
+    settings = resolved(RLConfig(recipe=name, **keys))
+    row = recipe(settings)
     episodes = [
         Episode(0, i, [Turn([1], [2] * n, [-1.0] * n, "", True, Verdict(reward, 0, False, ""))])
         for i, (n, reward) in enumerate(((1, 5.0), (3, -1.0)))
     ]
-    (values,) = episode_advantages([Group(0, episodes)], row.advantage)
-    weights = token_weights(row.reduction, LENGTHS, max_length=MAX_LENGTH)
+    # With values 1 and 1 and one turn each, the estimates are 4 and -2: their mean is 1, their deviation sqrt(18).
+    values = torch.ones(2) if row.critic else None
+    known = experience([Group(0, episodes)], values=values, gamma=settings.gamma or 1, lam=settings.lam or 1)
+    advantage = ADVANTAGES[row.advantage](known).advantage
+    weights = token_weights(row.reduction, LENGTHS, ROW, max_length=MAX_LENGTH)
+    member = ROW.repeat_interleave(LENGTHS)
+    tokens = PolicyTokens(LOGP.clone().requires_grad_(), OLD, advantage[member], member, member)
     return policy_loss(
-        row,
-        LOGP.clone().requires_grad_(),
-        OLD,
-        reference,
-        torch.tensor(values).repeat_interleave(LENGTHS),
-        weights.repeat_interleave(LENGTHS),
-        clip_low=0.2,
-        clip_high=0.2,
-        kl_coef=kl_coef,
+        row, tokens, weights[member], settings, ref_logp=reference, entropy=torch.tensor([1.0, 2.0, 3.0, 4.0])
     )
 
 
+A = 3 / 18**0.5
+"""Both answers' advantage, but for its sign, where it is divided by the deviation."""
+
+
+def test_ppo_by_hand() -> None:
+    # Ratios of whole answers: 1.5, clipped to 1.1, and 1 * 0.5 * 2 = 1; the mean over two turns.
+    terms = run("ppo")
+    assert terms.loss.item() == pytest.approx((-1.1 * A + 1.0 * A) / 2, rel=1e-5)
+    assert terms.clipped.tolist() == [True, False, False, False]
+
+
 def test_grpo_by_hand() -> None:
-    a = 3 / 18**0.5
-    surrogate = -(1.2 * a) / 2 + (1.0 * a + 0.8 * a + 2.0 * a) / 6
+    surrogate = -(1.2 * A) / 2 + (1.0 * A + 0.8 * A + 2.0 * A) / 6
     assert run("grpo").loss.item() == pytest.approx(surrogate, rel=1e-5)
-    terms = run("grpo", 0.1, REFERENCE)
-    penalty = 0.1 * (KL[0] / 2 + sum(KL[1:]) / 6)
+    terms = run("grpo", REFERENCE, kl=0.1)
+    penalty = 0.1 * (K3[0] / 2 + sum(K3[1:]) / 6)
     assert terms.loss.item() == pytest.approx(surrogate + penalty, rel=1e-5)
     assert terms.kl is not None
-    assert terms.kl.tolist() == pytest.approx(KL, abs=1e-5)
+    assert terms.kl.tolist() == pytest.approx(K3, abs=1e-5)
     assert terms.clipped.tolist() == [True, False, True, False]
 
 
 def test_dr_grpo_by_hand() -> None:
-    terms = run("dr_grpo", 0.1, REFERENCE)
-    assert terms.loss.item() == pytest.approx(
-        (-(1.2 * 3) + 3 * (1.0 + 0.8 + 2.0)) / (2 * MAX_LENGTH), rel=1e-5
-    )
+    terms = run("dr_grpo")
+    by_hand = (-(1.2 * 3) + 3 * (1.0 + 0.8 + 2.0)) / (2 * MAX_LENGTH)
+    assert terms.loss.item() == pytest.approx(by_hand, rel=1e-5)
     assert terms.kl is None
+
+
+def test_dapo_by_hand() -> None:
+    # Its own upper bound is 1.28; every one of the four tokens counts a quarter.
+    by_hand = A * (-1.28 + 1.0 + 0.8 + 2.0) / 4
+    assert run("dapo").loss.item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_gspo_by_hand() -> None:
+    # Geometric means: 1.5, clipped to 1.0004, and (1 * 0.5 * 2)^(1/3) = 1.
+    terms = run("gspo")
+    assert terms.loss.item() == pytest.approx(A * (-1.0004 + 1.0) / 2, rel=1e-3)
+    assert terms.ratio.tolist() == pytest.approx([1.5, 1.0, 1.0, 1.0])
 
 
 def test_rloo_by_hand() -> None:
@@ -69,19 +104,117 @@ def test_rloo_by_hand() -> None:
     assert terms.clipped.sum() == 0
 
 
+def test_reinforce_pp_by_hand() -> None:
+    by_hand = A * (-1.2 + 1.0 + 0.8 + 2.0) / 4
+    assert run("reinforce_pp").loss.item() == pytest.approx(by_hand, rel=1e-5)
+    terms = run("reinforce_pp", REFERENCE, kl=0.1)
+    assert terms.loss.item() == pytest.approx(by_hand + 0.1 * (0.5 + 0.5) / 4, rel=1e-5)
+
+
+def test_cispo_by_hand() -> None:
+    weighted = A * (torch.tensor([-1.5, 1.0, 0.5, 2.0]) * LOGP).sum().item() / 4
+    assert run("cispo").loss.item() == pytest.approx(weighted, rel=1e-5)
+    capped = A * (torch.tensor([-1.5, 1.0, 0.5, 1.8]) * LOGP).sum().item() / 4
+    assert run("cispo", clip_high=0.8).loss.item() == pytest.approx(capped, rel=1e-5)
+
+
 def test_every_row_of_the_table_has_a_hand_worked_test() -> None:
     assert {f"test_{name}_by_hand" for name in RECIPES} <= set(globals())
+    assert set(RECIPES) == {"ppo", "grpo", "dr_grpo", "dapo", "gspo", "rloo", "reinforce_pp", "cispo"}
 
 
-def test_a_penalty_without_a_reference_raises_and_coefficient_zero_needs_none() -> None:
+def test_the_entropy_bonus_is_weighed_as_the_tokens_are() -> None:
+    plain, with_bonus = run("dapo").loss, run("dapo", entropy=0.1).loss
+    assert (plain - with_bonus).item() == pytest.approx(0.1 * (1 + 2 + 3 + 4) / 4, rel=1e-5)
+
+
+def test_an_estimator_can_be_named_for_any_row() -> None:
+    terms = run("dapo", REFERENCE, kl=0.1, kl_estimator="k1")
+    assert terms.kl is not None
+    assert terms.kl.tolist() == pytest.approx([0.0, -1.0, 0.0, 1.0], abs=1e-6)
+
+
+def test_truncated_importance_by_hand() -> None:
+    trainer, engine = torch.tensor([0.5, 0.6]).log(), torch.tensor([0.25, 0.5]).log()
+    assert truncated_importance(trainer, engine, 1.5).tolist() == pytest.approx([1.5, 1.2])
+    assert truncated_importance(trainer, engine, 9.0).tolist() == pytest.approx([2.0, 1.2])
+
+
+def test_a_correction_weighs_the_surrogate_alone() -> None:
+    settings = resolved(RLConfig(recipe="grpo", kl=1.0))
+    member = torch.zeros(1, dtype=torch.int64)
+    tokens = PolicyTokens(torch.tensor([-1.0]), torch.tensor([-1.0]), torch.tensor([3.0]), member, member)
+    terms = policy_loss(
+        recipe(settings),
+        tokens,
+        torch.ones(1),
+        settings,
+        ref_logp=torch.tensor([0.0]),
+        correction=torch.tensor([0.5]),
+    )
+    assert terms.loss.item() == pytest.approx(-1.5 + exp(1) - 2)
+
+
+def test_value_loss_by_hand() -> None:
+    assert value_loss(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 2.0])).tolist() == [2.0, 0.0]
+
+
+def test_unset_keys_take_the_row_s_own_values_and_set_ones_stay() -> None:
+    dapo = resolved(RLConfig(recipe="dapo"))
+    assert (dapo.clip_low, dapo.clip_high, dapo.overlong, dapo.resample) == (0.2, 0.28, 0.2, 3)
+    assert dapo.gamma is None
+    ppo = resolved(RLConfig(recipe="ppo", clip_high=0.3))
+    assert (ppo.clip_low, ppo.clip_high, ppo.epochs, ppo.gamma, ppo.lam, ppo.value) == (
+        0.1,
+        0.3,
+        4,
+        0.9,
+        0.95,
+        0.5,
+    )
+    for name in RECIPES:
+        once = resolved(RLConfig(recipe=name))
+        assert resolved(once) == once
+
+
+def test_no_row_has_a_default_for_what_is_no_key() -> None:
+    for row in RECIPES.values():
+        assert set(row.own) <= set(OWN)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"recipe": "grppo"}, r"rl\.recipe is 'grppo'; needed: one of ppo, grpo"),
+        ({"recipe": "rloo", "clip_low": 0.2}, r"rl\.clip_low=0\.2: the recipe 'rloo' has no use for it"),
+        ({"recipe": "grpo", "gamma": 0.9}, r"rl\.gamma=0\.9: the recipe 'grpo'"),
+        ({"recipe": "grpo", "value_lr": 0.1}, r"rl\.value_lr=0\.1: the recipe 'grpo' has no value head"),
+        ({"recipe": "ppo", "kl": 0.1}, r"rl\.kl=0\.1: the recipe 'ppo' has no KL term.*kl_estimator"),
+        ({"recipe": "gspo", "group": 1}, r"rl\.group=1: the recipe 'gspo' compares"),
+        ({"recipe": "gspo", "tis": 2.0}, r"rl\.tis=2\.0.*old_logprobs"),
+    ],
+)
+def test_a_key_that_a_row_cannot_use_is_refused(keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        resolved(RLConfig(**keys))
+
+
+def test_methods_that_do_not_compare_take_single_episodes() -> None:
+    for name in ("ppo", "reinforce_pp"):
+        assert resolved(RLConfig(recipe=name, group=1)).group == 1
+
+
+def test_a_penalty_without_a_reference_and_a_bonus_without_entropy_raise() -> None:
     with pytest.raises(UserError, match="ref_logp"):
-        run("grpo", 0.1)
-    assert run("grpo", 0.0).kl is None
+        run("grpo", kl=0.1)
+    assert run("grpo").kl is None
+    settings = resolved(RLConfig(recipe="grpo", entropy=0.1))
+    tokens = PolicyTokens(LOGP, OLD, OLD, ROW.repeat_interleave(LENGTHS), ROW.repeat_interleave(LENGTHS))
+    with pytest.raises(UserError, match="entropy is None"):
+        policy_loss(recipe(settings), tokens, OLD, settings)
 
 
-def test_unknown_names_raise_and_list_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"algorithm is 'grppo'; needed: one of grpo, "):
-        recipe("grppo")
+def test_unknown_parts_of_a_row_raise_and_list_the_known_ones() -> None:
     good = {"advantage": "group_mean", "surrogate": "clip", "reduction": "constant", "kl": "none"}
     Recipe(**good)
     for key in good:

@@ -78,8 +78,8 @@ def test_help_lists_every_key_once_within_the_width(kind: type[Section]) -> None
 
 def test_help_gives_type_range_default_and_meaning() -> None:
     lines = describe(Config).splitlines()
-    place = lines.index("  --rl.clip_low  [float >= 0 and < 1, default 0.2]")
-    assert lines[place + 1].strip() == Config().rl.__class__.model_fields["clip_low"].description
+    place = lines.index("  --rl.gamma  [float >= 0 and <= 1, default unset]")
+    assert lines[place + 1].strip() == Config().rl.__class__.model_fields["gamma"].description
     assert "  --model.dtype  [float32 | bfloat16, default float32]" in lines
     assert "  --seeds  [int,..., default 0]" in lines
 

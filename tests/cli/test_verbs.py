@@ -54,6 +54,8 @@ class Done:
 class Evaluated:
     successes: list[bool]
     attempts: float
+    accuracy: float = 0.5
+    first_try: float = 0.75
 
 
 def test_help_does_not_import_torch() -> None:
@@ -359,6 +361,7 @@ def test_eval_prints_and_writes_the_rates_of_the_chosen_sets(
     assert written["model"] == "folder"
     rates = written["sets"]["id"]
     assert (rates["successes"], rates["n"], rates["rate"], rates["attempts"]) == (3, 4, 0.75, 1.5)
+    assert (rates["accuracy"], rates["first_try"]) == (0.5, 0.75)
     # Wilson's interval for 3 of 4 at 95 %: Wilson 1927, centre 0.6273, half width 0.3267.
     assert rates["low"] == pytest.approx(0.3006, abs=1e-4)
     assert rates["high"] == pytest.approx(0.9544, abs=1e-4)

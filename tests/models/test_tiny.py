@@ -69,7 +69,7 @@ def test_the_model_has_partial_skill_under_both_rules(dialogues: list[Dialogue])
         rows = [dialogue_row(language.chat, d) for d in dialogues if rule in d[0].text]
         with torch.no_grad():
             parts = [
-                token_logprobs(language.model, b.ids, b.trained)[0]
+                token_logprobs(language.model, b.tokens)[0]
                 for b in micro_batches(rows, 4096, torch.device("cpu"))
             ]
         assert -float(torch.cat(parts).mean()) < 1.2

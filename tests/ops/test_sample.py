@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sftrl_fast.core import UserError
 from sftrl_fast.ops.dispatch import availability
-from sftrl_fast.ops.sample import FIELD_BITS, philox4x32, sample, uniforms
+from sftrl_fast.ops.sample import FIELD_BITS, philox4x32, sample, uniforms, uniforms_numpy
 
 IMPLS = [row.impl for row in availability("sample", torch.empty(0)) if row.available]
 
@@ -134,6 +134,88 @@ def test_shares_of_drawn_tokens_and_both_log_probabilities_follow_the_distributi
     assert (share - expected).abs().max() <= 1.5 / rows
     assert torch.allclose(sampled.double(), expected[tokens].log(), atol=1e-5)
     assert torch.allclose(plain.double(), torch.log_softmax(logits.double(), 0)[tokens], atol=1e-5)
+
+
+def draws_are_right(
+    logits: Tensor, numbers: Tensor, settings: list[tuple[float, int, float]], drawn: tuple[Tensor, ...]
+) -> None:
+    """Each token is where its number falls in the float64 distribution, but for what rounding decides."""
+    slack = 2e-6
+    tokens, plain, sampled = drawn
+    for row, (temperature, top_k, top_p) in enumerate(settings):
+        p = torch.log_softmax(logits[row].double(), 0)
+        token = int(tokens[row])
+        assert float(plain[row]) == pytest.approx(float(p[token]), abs=2e-5)
+        if temperature == 0:
+            assert p[token] == p.max()
+            continue
+        expected = filtered(logits[row], temperature, top_k, top_p)
+        below, upto = float(expected[:token].sum()), float(expected[: token + 1].sum())
+        assert below - slack <= float(numbers[row]) <= upto + slack
+        if expected[token] > 0:  # else it stands at the border of what is kept, which rounding moved
+            assert float(sampled[row]) == pytest.approx(float(expected[token].log()), abs=2e-5)
+        else:
+            assert float(sampled[row]) < np.log(slack) or upto - below < slack
+
+
+SETTINGS = [(1.0, 0, 1.0), (0.6, 0, 0.9), (1.3, 7, 1.0), (0.0, 0, 1.0), (0.8, 40, 0.7), (1.0, 1, 1.0)]
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocab", [1, 2, 17, 255, 257, 1000, 5003])
+def test_every_level_draws_what_the_float64_distribution_has_there(
+    dtype: torch.dtype, vocab: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    logits = (torch.randn(24, vocab, generator=generator) * 3).to(dtype)
+    if dtype == torch.bfloat16:
+        # Ties at the border of what is kept stay in; the slow way drops them. So there are none here.
+        order = torch.rand(24, vocab, generator=generator).argsort(1)
+        steps = torch.linspace(-4, 4, vocab) if vocab <= 257 else torch.linspace(-400, 4, vocab)
+        logits = steps.to(dtype)[order]
+        settings = [(temperature, 0, 1.0) for temperature, _, _ in SETTINGS] * 4
+    else:
+        settings = SETTINGS * 4
+    numbers = torch.rand(24, generator=generator)
+    columns = [torch.tensor(column) for column in zip(*settings, strict=True)]
+    empty = torch.empty
+    monkeypatch.setattr(
+        torch,
+        "empty",
+        lambda *a, **k: e.fill_(float("nan")) if (e := empty(*a, **k)).is_floating_point() else e,
+    )
+    drawn = sample(logits, numbers, temperature=columns[0], top_k=columns[1], top_p=columns[2], impl="cpp")
+    draws_are_right(logits, numbers, settings, drawn)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_settings_of_its_own_give_a_row_what_it_gets_alone(impl: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    logits, numbers = torch.randn(6, 900, generator=generator) * 2, torch.rand(6, generator=generator)
+    columns = [torch.tensor(column) for column in zip(*SETTINGS, strict=True)]
+    together = sample(logits, numbers, temperature=columns[0], top_k=columns[1], top_p=columns[2], impl=impl)
+    for row, (temperature, top_k, top_p) in enumerate(SETTINGS):
+        alone = sample(
+            logits[row : row + 1], numbers[row : row + 1], temperature=temperature, top_k=top_k, top_p=top_p, impl=impl
+        )  # fmt: skip
+        assert [part[row].item() for part in together] == [part.item() for part in alone]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_tokens_tied_with_the_last_one_kept_are_kept(impl: str) -> None:
+    logits = torch.tensor([[1.0, 3.0, 1.0, 2.0, 1.0, -9.0]]).expand(64, -1)
+    for settings, kept in (({"top_k": 3}, {0, 1, 2, 3, 4}), ({"top_k": 2}, {1, 3}), ({"top_p": 0.3}, {1})):
+        tokens, _, _ = sample(logits, many(64), impl=impl, **settings)  # type: ignore[arg-type]
+        assert set(tokens.tolist()) == kept
+
+
+def test_compiled_random_numbers_are_the_plain_ones() -> None:
+    rng = np.random.default_rng(0)
+    for size in (1, 3, 64, 1000):
+        fields = [rng.integers(0, 2 ** min(bits, 63), size) for bits in FIELD_BITS.values()]
+        assert np.array_equal(uniforms(*fields), uniforms_numpy(*fields))
+        assert np.array_equal(uniforms(7, *fields[1:]), uniforms_numpy(7, *fields[1:]))
 
 
 @pytest.mark.parametrize("impl", IMPLS)

@@ -50,3 +50,21 @@ def test_a_step_reports_the_norm_before_clipping_and_clears_gradients() -> None:
     assert norm == pytest.approx(30)
     assert lr == 0.1
     assert model.weight.grad is None
+
+
+def test_a_head_is_trained_at_its_own_rate_and_kept_by_name() -> None:
+    model, head = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    config = OptimizerConfig(lr=0.1, schedule="linear", max_grad_norm=100.0)
+    optimizer = Optimizer(model, config, head=head, head_lr=0.5)
+    before = float(model.weight.detach()), float(head.weight.detach())
+    (model.weight * 3 + head.weight * 4).sum().backward()
+    norm, lr = optimizer.step(0.5)
+    assert (norm, lr) == (pytest.approx(5), pytest.approx(0.05))
+    # AdamW's first step is the rate itself.
+    assert float(model.weight.detach()) == pytest.approx(before[0] - 0.05, abs=1e-6)
+    assert float(head.weight.detach()) == pytest.approx(before[1] - 0.25, abs=1e-6)
+    assert set(optimizer.tensors()) == {
+        f"{name}/{key}"
+        for name in ("weight", "value_head.weight")
+        for key in ("step", "exp_avg", "exp_avg_sq")
+    }

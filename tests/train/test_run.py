@@ -14,6 +14,7 @@ from sftrl_fast.config import Config, load_config
 from sftrl_fast.core import UserError
 from sftrl_fast.runtime import checkpoint
 from sftrl_fast.study import run as study
+from sftrl_fast.train import run as train
 from sftrl_fast.train.state import plan
 
 SMALL: dict[str, Any] = {
@@ -86,6 +87,43 @@ def test_a_run_that_dies_at_any_checkpoint_ends_with_the_same_numbers(
     assert numbers(folder) == numbers(unbroken)
 
 
+PPO: dict[str, Any] = {
+    "seeds": (3,), "rl.recipe": "ppo", "rl.kl": 0.0, "rl.value_lr": 0.01, "rl.updates": 2, "eval.every": 0,
+    "sft.loss": "psft", "sft.passes": 2, "checkpoint.keep_arms": False, "eval.limit": 2,
+    "compute.match": "samples",
+}  # fmt: skip
+
+
+def test_a_critic_dies_and_lives_again_with_its_moments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train.run(_config(**PPO), tmp_path / "whole", "test")
+    real_save = checkpoint.save
+
+    def dying_save(path: Path, tensors: dict[str, Any], state: dict[str, Any]) -> None:
+        real_save(path, tensors, state)
+        if "value_head/linear.weight" in tensors and state["step"] == 1:
+            assert float(tensors["value_head/linear.weight"].abs().sum()) > 0
+            assert "optimizer/value_head.linear.weight/exp_avg" in tensors
+            raise Died
+
+    monkeypatch.setattr(checkpoint, "save", dying_save)
+    with pytest.raises(Died):
+        train.run(_config(**PPO), tmp_path / "broken", "test")
+    monkeypatch.undo()
+    broken = train.resume(tmp_path / "broken")
+    assert broken.state.evaluations == whole.state.evaluations
+    losses = [
+        [row["loss"] for line in text.splitlines() if "value_loss" in (row := json.loads(line))]
+        for text in ((done.folder.path / "metrics.jsonl").read_text() for done in (whole, broken))
+    ]
+    assert len(losses[0]) == PPO["rl.updates"]
+    assert losses[0] == losses[1]
+    resolved = (tmp_path / "whole" / "config.toml").read_text()
+    assert "clip_high = 0.1" in resolved
+    assert "epochs = 4" in resolved
+
+
 def test_a_run_that_dies_before_its_first_checkpoint_starts_again(
     unbroken: Path, tmp_path: Path, numbers: Numbers
 ) -> None:
@@ -150,6 +188,8 @@ def test_what_would_fail_late_fails_first(tmp_path: Path) -> None:
         ({"rl.recipe": "grpoo"}, "grpoo"),
         ({"rl.recipe": "grpoo", "rl.kl": 0.0}, "grpoo"),
         ({"rl.recipe": "rloo"}, "has no KL term"),
+        ({"rl.recipe": "ppo", "rl.kl": 0.0, "rl.clip_low": 0.1, "rl.tis": 2.0}, "old_logprobs"),
+        ({"sft.loss": "psft"}, "sft.passes=1"),
         ({"task.eval.id": "CartPole-v1"}, "CartPole-v1"),
         ({"task.eval.id": "nomodule:Env-v0"}, "nomodule"),
         ({"model.name": "/no/such/model"}, "/no/such/model"),

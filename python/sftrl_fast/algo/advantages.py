@@ -1,32 +1,138 @@
-"""From verified episodes to one advantage an episode."""
+"""From verified episodes to an advantage for each of their turns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
-from sftrl_fast.core import Group, UserError
+from sftrl_fast.core import Episode, Group, UserError
+from sftrl_fast.ops.advantage import gae as generalised
 from sftrl_fast.ops.advantage import group_advantage
 
-ADVANTAGES: Mapping[str, str] = MappingProxyType(
-    {"group_mean": "mean", "group_mean_std": "mean_std", "leave_one_out": "leave_one_out"}
-)
-"""Name in a recipe -> ``kind`` of :func:`sftrl_fast.ops.advantage.group_advantage`."""
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """What an advantage may look at: N turns of E episodes, one after another."""
+
+    rewards: Tensor
+    """float64 ``[N]``, one a turn."""
+    offsets: Tensor
+    """int64 ``[E + 1]``: episode e has the turns ``offsets[e]:offsets[e + 1]``."""
+    groups: Tensor
+    """int64 ``[E]``: the group of each episode."""
+    values: Tensor | None = None
+    """What a critic expected before each turn, float ``[N]``."""
+    gamma: float = 1.0
+    lam: float = 1.0
+
+    @property
+    def returns(self) -> Tensor:
+        """The sum of each episode's rewards, float64 ``[E]``."""
+        return self.rewards.new_zeros(len(self.groups)).index_add_(0, self.episode, self.rewards)
+
+    @property
+    def episode(self) -> Tensor:
+        """The episode of each turn, int64 ``[N]``."""
+        return torch.repeat_interleave(self.offsets.diff())
 
 
-def episode_advantages(groups: Sequence[Group], name: str) -> list[list[float]]:
-    """An advantage for each episode of each group, from the episodes' returns; groups may differ in size.
+@dataclass(frozen=True, slots=True)
+class Advantages:
+    """One number a turn; both float32 ``[N]``."""
 
-    Episodes of a group without variance get 0. The lists that come back are shaped as ``groups`` is, so that
-    ``groups[i].episodes[j]`` goes with ``[i][j]``. Raises :class:`UserError` for a name not in
-    :data:`ADVANTAGES`.
+    advantage: Tensor
+    target: Tensor | None
+    """What a critic should have expected; None for methods without one."""
+
+
+Advantage = Callable[[Experience], Advantages]
+
+
+def _compared(kind: str) -> Advantage:
+    """The episode's return compared within its group, the same for each of its turns."""
+
+    def advantage(experience: Experience) -> Advantages:
+        each = group_advantage(experience.returns, experience.groups, kind=kind)
+        return Advantages(each[experience.episode], None)
+
+    return advantage
+
+
+def batch_mean_std(experience: Experience) -> Advantages:
+    """(R - mean) / deviation over all episodes of the batch (REINFORCE++, arXiv 2501.03262): no groups needed."""
+    everyone = torch.zeros_like(experience.groups)
+    each = group_advantage(experience.returns, everyone, kind="mean_std")
+    return Advantages(each[experience.episode], None)
+
+
+def gae(experience: Experience) -> Advantages:
+    """Generalised advantage estimates over turns, then (A - mean) / deviation over the whole batch's turns.
+
+    Turns are the steps of the decision process: the state is the dialogue so far, the action a whole answer. The
+    critic's target is the estimate before it is normalised, plus the value (arXiv 1707.06347; 1506.02438, eq. 16).
     """
-    if name not in ADVANTAGES:
-        raise UserError(f"advantage is {name!r}; needed: one of {', '.join(ADVANTAGES)}")
-    sizes = [len(group.episodes) for group in groups]
-    rewards = torch.tensor([e.reward for group in groups for e in group.episodes], dtype=torch.float64)
-    member = torch.repeat_interleave(torch.tensor(sizes, dtype=torch.int64))
-    flat = iter(group_advantage(rewards, member, kind=ADVANTAGES[name]).tolist())
-    return [[next(flat) for _ in range(size)] for size in sizes]
+    if experience.values is None:
+        raise UserError("values is None; the advantage 'gae' needs a critic's value for each turn")
+    raw = generalised(
+        experience.rewards,
+        experience.values,
+        experience.offsets,
+        gamma=experience.gamma,
+        lam=experience.lam,
+    )
+    one_group = torch.zeros(len(raw), dtype=torch.int64, device=raw.device)
+    target = (raw.double() + experience.values.double()).float()
+    return Advantages(group_advantage(raw, one_group, kind="mean_std"), target)
+
+
+ADVANTAGES: Mapping[str, Advantage] = MappingProxyType(
+    {
+        "group_mean": _compared("mean"),
+        "group_mean_std": _compared("mean_std"),
+        "leave_one_out": _compared("leave_one_out"),
+        "batch_mean_std": batch_mean_std,
+        "gae": gae,
+    }
+)
+"""Name in a recipe -> function; ``gae`` alone reads values."""
+
+
+def experience(
+    groups: Sequence[Group],
+    *,
+    values: Tensor | None = None,
+    gamma: float = 1.0,
+    lam: float = 1.0,
+    overlong: int = 0,
+    max_length: int = 1,
+) -> Experience:
+    """The turns of ``groups`` in order, their rewards less :func:`overlong_penalty`; groups may differ in size."""
+    episodes: list[Episode] = [episode for group in groups for episode in group.episodes]
+    rewards = [
+        turn.verdict.reward - overlong_penalty(len(turn.answer_ids), overlong, max_length)
+        for episode in episodes
+        for turn in episode.turns
+    ]
+    sizes = torch.tensor([len(group.episodes) for group in groups], dtype=torch.int64)
+    offsets = [0, *accumulate(len(episode.turns) for episode in episodes)]
+    return Experience(
+        torch.tensor(rewards, dtype=torch.float64),
+        torch.tensor(offsets),
+        torch.repeat_interleave(sizes),
+        values,
+        gamma,
+        lam,
+    )
+
+
+def overlong_penalty(length: int, buffer: int, max_length: int) -> float:
+    """0 up to ``max_length - buffer`` tokens, rising linearly to 1 at ``max_length``; DAPO, arXiv 2503.14476, eq. 13.
+
+    ``buffer`` 0 is no penalty.
+    """
+    return max(0.0, 1 - (max_length - length) / buffer) if buffer else 0.0

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor
 
 from sftrl_fast.algo.advantages import ADVANTAGES
 from sftrl_fast.algo.kl import KLS
 from sftrl_fast.algo.reductions import REDUCTIONS
-from sftrl_fast.algo.surrogates import SURROGATES
+from sftrl_fast.algo.surrogates import SURROGATES, PolicyTokens
+from sftrl_fast.config import RLConfig
 from sftrl_fast.core import UserError
+
+CRITIC = {"gae"}
+"""Advantages that read a critic's values; the others compare episodes with each other."""
 
 
 def _known(key: str, value: str, table: Collection[str]) -> None:
@@ -28,6 +33,8 @@ class Recipe:
     surrogate: str
     reduction: str
     kl: str
+    own: Mapping[str, float | int] = field(default_factory=dict)
+    """What unset keys of ``rl`` mean here; a key of :data:`OWN` that is missing has no use in this row."""
 
     def __post_init__(self) -> None:
         _known("advantage", self.advantage, ADVANTAGES)
@@ -35,21 +42,84 @@ class Recipe:
         _known("reduction", self.reduction, REDUCTIONS)
         _known("kl", self.kl, KLS)
 
+    @property
+    def critic(self) -> bool:
+        """True if a value head is trained beside the policy."""
+        return self.advantage in CRITIC
 
-# Sources: grpo, arXiv 2402.03300, eq. 3; dr_grpo, arXiv 2503.20783, section 3.2; rloo, arXiv 2402.14740, 3.2.
+
+def _own(clip: tuple[float, float] | None = None, **more: float | int) -> Mapping[str, float | int]:
+    bounds = {} if clip is None else {"clip_low": clip[0], "clip_high": clip[1]}
+    return MappingProxyType({"epochs": 1, "overlong": 0.0, "resample": 0, **bounds, **more})
+
+
+OWN = ("clip_low", "clip_high", "epochs", "overlong", "resample", "gamma", "lam", "value")
+"""Keys of ``rl`` whose default is the recipe's."""
+
+# Sources: ppo, arXiv 2501.17161 (Chu et al.) and its code; grpo, arXiv 2402.03300, eq. 3; dr_grpo, arXiv 2503.20783,
+# section 3.2; dapo, arXiv 2503.14476 (its buffer is a fifth of the longest answer); gspo, arXiv 2507.18071; rloo, arXiv
+# 2402.14740, 3.2; reinforce_pp, arXiv 2501.03262; cispo, arXiv 2506.13585, with the upper bound 5 of arXiv 2510.13786.
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
-        "grpo": Recipe("group_mean_std", "clip", "sequence_mean", "k3"),
-        "dr_grpo": Recipe("group_mean", "clip", "constant", "none"),
-        "rloo": Recipe("leave_one_out", "reinforce", "sequence_sum", "none"),
+        "ppo": Recipe(
+            "gae", "clip_turn", "turn_mean", "none",
+            _own((0.1, 0.1), epochs=4, gamma=0.9, lam=0.95, value=0.5),
+        ),
+        "grpo": Recipe("group_mean_std", "clip", "sequence_mean", "k3", _own((0.2, 0.2))),
+        "dr_grpo": Recipe("group_mean", "clip", "constant", "none", _own((0.2, 0.2))),
+        "dapo": Recipe(
+            "group_mean_std", "clip", "token_mean", "none", _own((0.2, 0.28), overlong=0.2, resample=3)
+        ),
+        "gspo": Recipe("group_mean_std", "clip_sequence", "sequence_mean", "none", _own((3e-4, 4e-4))),
+        "rloo": Recipe("leave_one_out", "reinforce", "sequence_sum", "none", _own()),
+        "reinforce_pp": Recipe("batch_mean_std", "clip", "token_mean", "k2", _own((0.2, 0.2))),
+        "cispo": Recipe("group_mean_std", "clip_weight", "token_mean", "none", _own((1.0, 4.0))),
     }
-)
+)  # fmt: skip
 
 
-def recipe(name: str) -> Recipe:
-    """The row of that name; raises :class:`UserError` that lists the names."""
-    _known("algorithm", name, RECIPES)
-    return RECIPES[name]
+def recipe(settings: RLConfig) -> Recipe:
+    """The row that ``rl.recipe`` names, with ``rl.kl_estimator`` in place of its own if that is set.
+
+    Raises :class:`UserError` that lists the names.
+    """
+    _known("rl.recipe", settings.recipe, RECIPES)
+    row = RECIPES[settings.recipe]
+    return row if settings.kl_estimator is None else replace(row, kl=settings.kl_estimator)
+
+
+def resolved(settings: RLConfig) -> RLConfig:
+    """``settings`` with the recipe's own values where keys of :data:`OWN` are unset; resolving again changes nothing.
+
+    Raises :class:`UserError` for an unknown recipe, a key that is set and has no use in it, a penalty without an
+    estimator, groups too small to compare, and a correction of log-probabilities that are not computed.
+    """
+    row, name = recipe(settings), settings.recipe
+    changes: dict[str, Any] = {}
+    for key in OWN:
+        given = getattr(settings, key)
+        if given is None:
+            changes[key] = row.own.get(key)
+        elif key not in row.own:
+            raise UserError(f"rl.{key}={given}: the recipe {name!r} has no use for it; leave it unset")
+    if settings.value_lr is not None and not row.critic:
+        raise UserError(
+            f"rl.value_lr={settings.value_lr}: the recipe {name!r} has no value head; leave it unset"
+        )
+    if settings.kl and row.kl == "none":
+        raise UserError(
+            f"rl.kl={settings.kl}: the recipe {name!r} has no KL term; use 0, or set rl.kl_estimator to k1, k2 or k3"
+        )
+    if settings.group < 2 and not row.critic and row.advantage != "batch_mean_std":
+        raise UserError(
+            f"rl.group={settings.group}: the recipe {name!r} compares the episodes of an item; use 2 or more"
+        )
+    if settings.tis and settings.old_logprobs == "engine":
+        raise UserError(
+            f"rl.tis={settings.tis} weighs the trainer's log-probabilities against the engine's; it needs "
+            "rl.old_logprobs = 'trainer'"
+        )
+    return settings.model_copy(update=changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +127,7 @@ class LossTerms:
     """The loss of a micro-batch and the facts a log wants about its T tokens."""
 
     loss: Tensor
-    """Scalar: sum over tokens of weight x (surrogate + kl_coef x kl)."""
+    """Scalar: sum over tokens of weight x (correction x surrogate + kl_coef x kl - entropy_coef x entropy)."""
     ratio: Tensor
     """``[T]``, detached."""
     clipped: Tensor
@@ -68,30 +138,46 @@ class LossTerms:
 
 def policy_loss(
     row: Recipe,
-    logp: Tensor,
-    old_logp: Tensor,
-    ref_logp: Tensor | None,
-    advantage: Tensor,
+    tokens: PolicyTokens,
     weight: Tensor,
+    settings: RLConfig,
     *,
-    clip_low: float,
-    clip_high: float,
-    kl_coef: float,
+    ref_logp: Tensor | None = None,
+    entropy: Tensor | None = None,
+    correction: Tensor | None = None,
 ) -> LossTerms:
-    """The loss of ``row`` on T answer tokens; all tensors are ``[T]``.
+    """The loss of ``row`` on T answer tokens of whole rows; all tensors are ``[T]``.
 
-    ``weight`` comes from :func:`sftrl_fast.algo.reductions.token_weights` of the whole batch, repeated for
-    each token of a row, so losses of micro-batches add up. ``kl_coef`` 0 switches the penalty off whatever
-    the row says; otherwise a row with a penalty needs ``ref_logp``, and its lack raises :class:`UserError`.
+    ``weight`` comes from :func:`sftrl_fast.algo.reductions.token_weights` of the whole batch, repeated for each token
+    of a turn, so losses of micro-batches add up. ``settings`` are :func:`resolved`. ``rl.kl`` 0 switches the penalty
+    off whatever the row says; otherwise a row with a penalty needs ``ref_logp``, as ``rl.entropy`` above 0 needs
+    ``entropy``; their lack raises :class:`UserError`. ``correction`` weighs the surrogate alone.
     """
-    terms = SURROGATES[row.surrogate](logp, old_logp, advantage, clip_low, clip_high)
-    estimator = KLS[row.kl] if kl_coef else None
-    if estimator is None:
-        return LossTerms((weight * terms.loss).sum(), terms.ratio, terms.clipped, None)
-    if ref_logp is None:
-        raise UserError(
-            f"ref_logp is None; kl={row.kl!r} with kl_coef={kl_coef} needs the reference's log-probs"
-        )
-    kl = estimator(logp, ref_logp)
-    loss = (weight * (terms.loss + kl_coef * kl)).sum()
-    return LossTerms(loss, terms.ratio, terms.clipped, kl.detach())
+    low, high = settings.clip_low or 0.0, settings.clip_high or 0.0
+    terms = SURROGATES[row.surrogate](tokens, low, high)
+    each = terms.loss if correction is None else correction * terms.loss
+    kl = None
+    if settings.kl and (estimator := KLS[row.kl]):
+        if ref_logp is None:
+            raise UserError(
+                f"ref_logp is None; kl={row.kl!r} with rl.kl={settings.kl} needs the reference's log-probs"
+            )
+        kl = estimator(tokens.logp, ref_logp)
+        each = each + settings.kl * kl
+    if settings.entropy:
+        if entropy is None:
+            raise UserError(f"entropy is None; rl.entropy={settings.entropy} needs it")
+        each = each - settings.entropy * entropy
+    return LossTerms((weight * each).sum(), terms.ratio, terms.clipped, None if kl is None else kl.detach())
+
+
+def truncated_importance(old_logp: Tensor, sampled_logp: Tensor, cap: float) -> Tensor:
+    """min(p_trainer / p_engine, cap) of each token, ``[T]``: corrects for an engine whose probabilities are not the
+    trainer's on the same weights (Yao et al., "Your efficient RL framework secretly brings you off-policy RL training",
+    2025)."""
+    return (old_logp - sampled_logp).exp().clamp(max=cap)
+
+
+def value_loss(values: Tensor, targets: Tensor) -> Tensor:
+    """(V - target)^2 / 2 of each turn, ``[N]``."""
+    return (values - targets).square() / 2

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from sftrl_fast.cli import doctor, pretrain, solve, train, verify
+from sftrl_fast.cli import data, doctor, play, pretrain, solve, train, verify
 from sftrl_fast.cli import eval as evaluate
 from sftrl_fast.core import UserError
 
@@ -22,7 +22,7 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 """128 + SIGPIPE."""
 
-VERBS = (train, evaluate, pretrain, solve, verify, doctor)
+VERBS = (train, evaluate, pretrain, data, play, solve, verify, doctor)
 
 
 class _Parser(argparse.ArgumentParser):

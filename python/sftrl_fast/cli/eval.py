@@ -51,7 +51,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         low, high = wilson(successes, n, config.eval.confidence)
         rate = successes / n if n else 0.0
         rates[name] = {"successes": successes, "n": n, "rate": rate, "low": low, "high": high}
-        rates[name]["attempts"] = evaluation.attempts
+        for key in ("attempts", "accuracy", "first_try"):
+            rates[name][key] = getattr(evaluation, key)
     _show(rates, config.eval.confidence)
     if args.json is not None:
         write_json(args.json, {"model": args.model, "confidence": config.eval.confidence, "sets": rates})
@@ -71,9 +72,26 @@ def _show(rates: dict[str, dict[str, float]], confidence: float) -> None:
     from rich.table import Table
 
     table = Table(title=f"Success rate, {100 * confidence:g} % Wilson interval", title_justify="left")
-    for column in ("set", "successes", "items", "rate %", "low", "high", "answers an item"):
+    columns = (
+        "successes",
+        "items",
+        "rate %",
+        "low",
+        "high",
+        "answers an item",
+        "right answers %",
+        "right at once %",
+    )
+    for column in ("set", *columns):
         table.add_column(column, justify="left" if column == "set" else "right")
     for name, row in rates.items():
-        percent = (f"{100 * row[key]:.1f}" for key in ("rate", "low", "high"))
-        table.add_row(name, f"{row['successes']:,}", f"{row['n']:,}", *percent, f"{row['attempts']:.2f}")
+        percent = [f"{100 * row[key]:.1f}" for key in ("rate", "low", "high", "accuracy", "first_try")]
+        table.add_row(
+            name,
+            f"{row['successes']:,}",
+            f"{row['n']:,}",
+            *percent[:3],
+            f"{row['attempts']:.2f}",
+            *percent[3:],
+        )
     Console().print(table)

@@ -180,11 +180,13 @@ def _type_name(annotation: Any) -> str:
     if origin is dict:
         return f"table of {_type_name(inner[1])}"
     if origin in (Union, types.UnionType):
-        return " | ".join(_type_name(part) for part in inner)
+        return " | ".join(_type_name(part) for part in inner if part is not types.NoneType)
     return {str: "string", bool: "true | false", int: "int", float: "float"}[annotation]
 
 
 def _shown(default: Any) -> str:
+    if default is None:
+        return "unset"
     if isinstance(default, tuple):
         return ",".join(_shown(part) for part in default)
     if isinstance(default, dict):

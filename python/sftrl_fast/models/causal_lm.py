@@ -7,6 +7,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sftrl_fast.core import UserError
+from sftrl_fast.models.packed import PackedTokens, hidden_states
+from sftrl_fast.ops.attention import PackedRows
 from sftrl_fast.ops.logprob import logprob
 
 HEAD_TOLERANCE = 0.05
@@ -17,32 +19,30 @@ CausalLM = PreTrainedModel
 
 
 def token_logprobs(
-    model: CausalLM, ids: Tensor, trained: Tensor, *, temperature: float = 1.0
+    model: CausalLM, tokens: PackedTokens, *, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy of the trained tokens, float32 ``[T]`` each, in row order.
+    """Log-probability and entropy of ``tokens.targets``, float32 ``[N]`` each.
 
-    ids: int64 ``[B, L]``, rows padded on the right. Padding follows every real token, so causal attention
-    needs no mask. trained: bool ``[B, L]``; column 0 must be False, since nothing predicts a row's first token.
     temperature: of the distribution both are taken under.
     """
-    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-    target = trained[:, 1:]
+    hidden = hidden_states(model, tokens)[tokens.source]
     weight = model.get_output_embeddings().weight
-    return logprob(hidden[:, :-1][target], weight, ids[:, 1:][target], temperature=temperature)
+    return logprob(hidden, weight, tokens.targets, temperature=temperature)
 
 
 @torch.no_grad()
 def check_head(model: CausalLM, ids: list[int]) -> None:
-    """``UserError`` if the model's logits are not hidden states times the output embedding.
+    """``UserError`` if packed rows do not give what the model itself gives for a row.
 
     Some families scale or cap their logits or add a bias, which :func:`token_logprobs` would leave out.
     """
-    tokens = torch.tensor([ids], device=model.device)
-    logits = model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
-    expected = logits.log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
-    everything = torch.ones_like(tokens, dtype=torch.bool)
-    everything[:, 0] = False
-    found, _ = token_logprobs(model, tokens, everything)
+    row = torch.tensor(ids, device=model.device)
+    logits = model(input_ids=row.unsqueeze(0), use_cache=False).logits[0, :-1].float()
+    expected = logits.log_softmax(-1).gather(1, row[1:, None])[:, 0]
+    place = torch.arange(len(ids), device=row.device)
+    ends = torch.tensor([0, len(ids)], dtype=torch.int32, device=row.device)
+    layout = PackedRows(ends, torch.full_like(ends[:1], -1))
+    found, _ = token_logprobs(model, PackedTokens(row, place, layout, place[:-1], row[1:]))
     gap = float((found - expected).abs().mean())
     if gap > HEAD_TOLERANCE:
         raise UserError(

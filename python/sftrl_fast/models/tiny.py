@@ -1,8 +1,8 @@
 """The ``tiny`` model: a Llama of about a million parameters and its tokenizer, both made by ``sftrl-fast pretrain``.
 
-The tokenizer is byte-level BPE, so any text can be written, but it splits only at numbers, at operators and
-parentheses that touch a number, and at quoted card names. Everything between those is one piece, and the pieces
-of the task's fixed wording become one token each: a single-turn row takes under 60 tokens.
+The tokenizer is byte-level BPE, so any text can be written, but it splits only at the corpus's pieces: the words
+that change from one dialogue to the next, such as numbers and names. Everything between those is one piece, and
+the pieces of a task's fixed wording become one token each.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-# A number of one or two digits, an operator or parenthesis not set off by blanks, a card name in quotes.
-PIECES = r'\d{1,2}|(?<! )[-+*/()=](?! )|(?<=")[AJQK](?=")'
 # Room for every fixed piece of wording and what BPE builds on the way to it.
 VOCABULARY = 1024
 
 
-def build_tokenizer(dialogues: Iterable[Dialogue]) -> PreTrainedTokenizerFast:
-    """A tokenizer trained on the wording of ``dialogues``; every number 0..99 is one token."""
+def build_tokenizer(dialogues: Iterable[Dialogue], pieces: str) -> PreTrainedTokenizerFast:
+    """A tokenizer trained on the wording of ``dialogues``, which splits at what the expression ``pieces`` matches;
+    every number 0..99 is one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
+            pre_tokenizers.Split(Regex(pieces), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -56,8 +55,8 @@ def build_tokenizer(dialogues: Iterable[Dialogue]) -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(vocabulary: int) -> LlamaForCausalLM:
-    """The architecture on random weights (drawn from torch's global generator)."""
+def build_model(vocabulary: int, context: int) -> LlamaForCausalLM:
+    """The architecture, ``context`` positions long, on random weights (drawn from torch's global generator)."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
@@ -66,7 +65,7 @@ def build_model(vocabulary: int) -> LlamaForCausalLM:
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=4,
-            max_position_embeddings=1024,
+            max_position_embeddings=context,
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
             tie_word_embeddings=True,
             bos_token_id=None,

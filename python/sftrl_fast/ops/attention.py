@@ -177,6 +177,13 @@ class PackedRows:
         """Tokens of the longest segment."""
         return int(self.offsets.diff().max()) if len(self.parent) else 0
 
+    @cached_property
+    def longest_row(self) -> int:
+        """Tokens of the longest segment together with its parent's."""
+        lengths = self.offsets.diff()
+        shared = torch.where(self.parent >= 0, lengths[self.parent.clamp_min(0).long()], 0)
+        return int((lengths + shared).max()) if len(self.parent) else 0
+
     def check(self, tokens: int) -> None:
         """Raise :class:`UserError` unless the tables are sound for ``tokens`` tokens; once a batch, not a layer."""
         segments = len(self.parent)

@@ -106,7 +106,11 @@ OPS: dict[str, dict[str, Implementation]] = {
         "torch": _torch("advantage:group_advantage_torch"),
     },
     "gae": {"triton": _triton("advantage:gae_triton"), "torch": _torch("advantage:gae_torch")},
-    "sample": {"triton": _triton("sample:sample_triton"), "torch": _torch("sample:sample_torch")},
+    "sample": {
+        "triton": _triton("sample:sample_triton"),
+        "cpp": _cpp("sample:sample_cpp"),
+        "torch": _torch("sample:sample_torch"),
+    },
     "cached_attention": {
         "cpp": _cpp("cached_attention:cached_attention_cpp"),
         "torch": _torch("attention:cached_attention_torch"),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sftrl_fast.core import UserError
+from sftrl_fast.core import NotFiniteError, UserError
 from sftrl_fast.ops.dispatch import resolve
 
 TILE_BYTES = 2 << 20
@@ -40,7 +40,7 @@ def logprob(
     bad = torch.isnan(logp.detach())
     if bad.any():
         row = int(bad.nonzero()[0, 0])
-        raise UserError(
+        raise NotFiniteError(
             f"hidden, weight: the logits of row {row} are not finite ({int(bad.sum())} such rows)"
         )
     return logp, entropy

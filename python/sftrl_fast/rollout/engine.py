@@ -59,9 +59,8 @@ class NativeEngine(Engine):
     back where room is short.
     ``decode`` is needed for stop strings only. On ``step_tokens`` see :data:`STEP_TOKENS`.
 
-    Where the ops' implementations let no row's result depend on other rows (all of ``cpp`` do), hidden states and
-    logits are the same bits in any company, under any budget; drawing runs on torch, where the last bit of a
-    log-probability may depend on the number of rows.
+    Where the ops' implementations let no row's result depend on other rows (all of ``cpp`` do), a request's tokens and
+    log-probabilities are the same bits in any company, under any budget.
     """
 
     name = "native"
@@ -246,25 +245,19 @@ class NativeEngine(Engine):
         ]
 
     def _sample(self, logits: Tensor, numbers: Tensor, kinds: npt.NDArray[np.int32]) -> Draws:
-        settings = list(self.scheduler.kinds)
-        found = np.unique(kinds) if (kinds != kinds[0]).any() else kinds[:1]
-        if len(found) == 1:
-            temperature, top_k, top_p = settings[found[0]]
-            drawn = sample(logits, numbers, temperature=temperature, top_k=top_k, top_p=top_p)
-            return tuple(part.cpu().numpy() for part in drawn)
-        out: Draws = (
-            np.empty(len(kinds), np.int64),
-            np.empty(len(kinds), np.float32),
-            np.empty(len(kinds), np.float32),
-        )
-        for kind in found.tolist():
-            at = np.flatnonzero(kinds == kind)
-            rows = torch.from_numpy(at).to(logits.device)
-            temperature, top_k, top_p = settings[kind]
-            drawn = sample(logits[rows], numbers[rows], temperature=temperature, top_k=top_k, top_p=top_p)
-            for whole, part in zip(out, drawn, strict=True):
-                whole[at] = part.cpu().numpy()
-        return out
+        """One draw a row, each with its own settings."""
+        settings = [*zip(*self.scheduler.kinds, strict=True)]
+        if (kinds == kinds[0]).all():
+            temperature, top_k, top_p = (column[kinds[0]] for column in settings)
+            drawn = sample(logits, numbers, temperature=temperature, top_k=int(top_k), top_p=top_p)
+        else:
+            of_rows = (
+                torch.from_numpy(np.array(column, dtype)[kinds]).to(logits.device)
+                for column, dtype in zip(settings, (np.float32, np.int64, np.float32), strict=True)
+            )
+            temperatures, top_ks, top_ps = of_rows
+            drawn = sample(logits, numbers, temperature=temperatures, top_k=top_ks, top_p=top_ps)
+        return tuple(part.cpu().numpy() for part in drawn)
 
     def _own_stop(self, slot: int) -> bool:
         """Whether the row's answer ends with a stop token or string of its own."""

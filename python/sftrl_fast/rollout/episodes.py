@@ -182,9 +182,12 @@ class _Dialogue:
         """Append the turn, and the user's next message if there is one and it fits."""
         done = bool(judged.done[place])
         message = "" if done else judged.observations[place]
+        first = judged.first_try
         verdict = Verdict(
-            float(judged.rewards[place]), int(judged.outcome[place]), bool(judged.success[place]), message
-        )
+            float(judged.rewards[place]), int(judged.outcome[place]), bool(judged.success[place]), message,
+            right=bool(judged.right[place]),
+            first_try=not self.episode.turns if first is None else bool(first[place]),
+        )  # fmt: skip
         self.episode.turns.append(
             Turn(
                 self.added,

@@ -30,6 +30,9 @@ class Judgement:
     done: npt.NDArray[np.bool_]
     success: npt.NDArray[np.bool_]
     outcome: npt.NDArray[np.integer]
+    right: npt.NDArray[np.bool_]
+    first_try: npt.NDArray[np.bool_] | None
+    """None where the environment does not say: an item is one decision there."""
 
 
 class RowEnvs(Protocol):
@@ -168,7 +171,8 @@ class _WholeVector(_VectorEnvs):
         rows = sorted(held)
         return Judgement(
             rows, [judged.observations[row] for row in rows], judged.rewards[rows], judged.done[rows],
-            judged.success[rows], judged.outcome[rows],
+            judged.success[rows], judged.outcome[rows], judged.right[rows],
+            None if judged.first_try is None else judged.first_try[rows],
         )  # fmt: skip
 
 
@@ -183,6 +187,8 @@ def _judgement(
     return Judgement(
         rows, observations, np.asarray(rewards), np.asarray(terminated) | np.asarray(truncated),
         np.asarray(infos["success"]), np.asarray(infos["outcome"]),
+        np.asarray(infos.get("right", infos["success"])),
+        np.asarray(infos["first_try"]) if "first_try" in infos else None,
     )  # fmt: skip
 
 
@@ -201,10 +207,8 @@ class _SingleEnvs(RowEnvs):
 
     def _step(self, row: int, answer: str) -> Judgement:
         observation, reward, terminated, truncated, info = self._envs[row].step(answer)
-        return Judgement(
-            [row], [str(observation)], np.array([float(reward)]), np.array([bool(terminated or truncated)]),
-            np.array([bool(info["success"])]), np.array([int(info["outcome"])]),
-        )  # fmt: skip
+        one = {key: [info[key]] for key in ("success", "outcome", "right", "first_try") if key in info}
+        return _judgement([row], [str(observation)], [float(reward)], [terminated], [truncated], one)
 
     def close(self) -> None:
         for env in self._envs:

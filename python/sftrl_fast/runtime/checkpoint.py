@@ -221,7 +221,7 @@ class RunFolder:
 
     def write_config(self, config: BaseModel) -> None:
         """The resolved settings as ``config.toml``; :func:`sftrl_fast.config.load_config` reads them back."""
-        write_text(self.config_path, tomli_w.dumps(config.model_dump(mode="json")))
+        write_text(self.config_path, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
 
 
 def _lock(path: Path) -> BinaryIO:

@@ -12,6 +12,8 @@ import gymnasium
 
 _POINTS = "sftrl_fast.tasks.general_points.env:GeneralPointsEnv"
 _POINTS_VECTOR = "sftrl_fast.tasks.general_points.vector_env:GeneralPointsVectorEnv"
+_NAVIGATION = "sftrl_fast.tasks.navigation.env:NavigationEnv"
+_NAVIGATION_VECTOR = "sftrl_fast.tasks.navigation.vector_env:NavigationVectorEnv"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,25 @@ class TaskRow:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class NavigationRow:
+    """A navigation id: what is seen, the language of the actions, the set of routes."""
+
+    look: str
+    language: str
+    routes: str
+
+    entry_point = _NAVIGATION
+    vector_entry_point = _NAVIGATION_VECTOR
+
+    @property
+    def id(self) -> str:
+        return f"sftrl/navigation-{self.look}-{self.language}-{self.routes}-v1"
+
+    def kwargs(self) -> dict[str, str | bool | None]:
+        return {"look": self.look, "language": self.language, "routes": self.routes}
+
+
 # fmt: off
 TASKS = (
     # Under the training rule, hands divided by their numbers.
@@ -51,6 +72,14 @@ TASKS = (
 )
 # fmt: on
 
+# Navigation: the rule shift is the language of the actions, the visual shift the city.
+NAVIGATION_TASKS = tuple(
+    NavigationRow(look, language, routes)
+    for look in ("text", "image")
+    for language in ("absolute", "relative")
+    for routes in ("train", "validation", "test", "cities", "vln-mini")
+)
+
 
 def register() -> None:
     """Make every row known to Gymnasium; a second call changes nothing.
@@ -58,7 +87,8 @@ def register() -> None:
     The environments check order and input themselves, so ``gymnasium.make`` adds no wrapper and hands out the
     environment itself, ``num_items``, ``demonstration`` and ``strata`` within reach.
     """
-    for row in TASKS:
+    rows: tuple[TaskRow | NavigationRow, ...] = (*TASKS, *NAVIGATION_TASKS)
+    for row in rows:
         if row.id in gymnasium.registry:
             continue
         gymnasium.register(

@@ -1,19 +1,46 @@
-"""Table of dialogue streams a model can be pre-trained on: name -> endless stream from a generator."""
+"""Table of dialogue streams a model can be pre-trained on, one row a name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from sftrl_fast.core import Dialogue, UserError
-from sftrl_fast.tasks.general_points.corpus import dialogues as points
+from sftrl_fast.tasks.general_points import corpus as points
+from sftrl_fast.tasks.navigation import corpus as navigation
 
-CORPORA: dict[str, Callable[[np.random.Generator], Iterator[Dialogue]]] = {"points": points}
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """A stream and what a model that is made for it needs."""
+
+    stream: Callable[[np.random.Generator], Iterator[Dialogue]]
+    """Endless; a function of its generator."""
+    pieces: str
+    """Regular expression of what changes from dialogue to dialogue: the tokenizer splits there."""
+    tokenizer_dialogues: int
+    """How many dialogues the tokenizer learns the wording from: enough that every fixed piece is common."""
+    context: int
+    """Tokens a dialogue may take."""
+
+
+CORPORA = {
+    "points": Corpus(points.dialogues, points.PIECES, tokenizer_dialogues=4000, context=1024),
+    "navigation": Corpus(
+        navigation.dialogues, navigation.PIECES, tokenizer_dialogues=navigation.WORDING, context=2048
+    ),
+}
+
+
+def get(name: str) -> Corpus:
+    """The row called ``name``; ``UserError`` for an unknown one."""
+    if name not in CORPORA:
+        raise UserError(f"corpus={name!r} is unknown; choose one of {', '.join(CORPORA)}")
+    return CORPORA[name]
 
 
 def stream(name: str, rng: np.random.Generator) -> Iterator[Dialogue]:
     """The stream called ``name``; ``UserError`` for an unknown one."""
-    if name not in CORPORA:
-        raise UserError(f"corpus={name!r} is unknown; choose one of {', '.join(CORPORA)}")
-    return CORPORA[name](rng)
+    return get(name).stream(rng)

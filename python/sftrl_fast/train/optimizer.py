@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sftrl_fast.config import OptimizerConfig
+from sftrl_fast.core import NotFiniteError
 
 
 def rate(config: OptimizerConfig, step: int, done: float) -> float:
@@ -24,13 +25,28 @@ def rate(config: OptimizerConfig, step: int, done: float) -> float:
 
 
 class Optimizer:
-    """One arm's optimizer. Tied parameters are updated once."""
+    """One arm's optimizer. Tied parameters are updated once.
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+    ``head`` is trained beside the model, at ``head_lr`` as its peak rate or, without one, at the model's; its gradient
+    counts in the norm.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: OptimizerConfig,
+        *,
+        head: nn.Module | None = None,
+        head_lr: float | None = None,
+    ) -> None:
         self.config = config
-        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        beside = {} if head is None else {f"value_head.{name}": p for name, p in head.named_parameters()}
+        self.parameters = own | beside
+        self._share = [1.0, (head_lr or config.lr) / config.lr]
+        groups = [{"params": list(part.values())} for part in (own, beside) if part]
         self.adamw = torch.optim.AdamW(
-            self.parameters.values(),
+            groups,
             lr=config.lr,
             betas=config.betas,
             weight_decay=config.weight_decay,
@@ -44,14 +60,23 @@ class Optimizer:
         return max((int(state["step"]) for state in states), default=0)
 
     def step(self, done: float) -> tuple[float, float]:
-        """Clip, update, clear the gradients. Returns the gradient's norm before clipping and the rate used."""
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
+        """Clip, update, clear the gradients. Returns the gradient's norm before clipping and the model's rate.
+
+        Raises :class:`NotFiniteError` for a norm that is NaN or infinite; weights and moments are as before then.
+        """
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm))
+        if not math.isfinite(norm):
+            raise NotFiniteError(f"the norm of the gradient is {norm}")
         lr = rate(self.config, self.steps, done)
-        for group in self.adamw.param_groups:
-            group["lr"] = lr
+        for group, share in zip(self.adamw.param_groups, self._share, strict=False):
+            group["lr"] = lr * share
         self.adamw.step()
+        self.discard()
+        return norm, lr
+
+    def discard(self) -> None:
+        """Forget the gradients gathered so far."""
         self.adamw.zero_grad(set_to_none=True)
-        return float(norm), lr
 
     def tensors(self) -> dict[str, Tensor]:
         """The moments and step counts, keyed ``<parameter>/<moment>``."""

@@ -23,9 +23,6 @@ from sftrl_fast.train.optimizer import Optimizer
 from sftrl_fast.train.pack import dialogue_row
 from sftrl_fast.train.sft import cross_entropy_step
 
-# Dialogues the tokenizer learns the wording from: enough that every fixed piece is common.
-TOKENIZER_DIALOGUES = 4000
-
 
 def pretrain(config: PretrainConfig, out: Path) -> None:
     """Train on a corpus and write the model folder ``out``, which must be empty or not exist."""
@@ -34,12 +31,11 @@ def pretrain(config: PretrainConfig, out: Path) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    dialogues = corpora.stream(
-        config.corpus, np.random.default_rng(digest("pretrain", config.corpus, config.seed))
-    )
-    tokenizer = tiny.build_tokenizer(islice(dialogues, TOKENIZER_DIALOGUES))
+    corpus = corpora.get(config.corpus)
+    dialogues = corpus.stream(np.random.default_rng(digest("pretrain", config.corpus, config.seed)))
+    tokenizer = tiny.build_tokenizer(islice(dialogues, corpus.tokenizer_dialogues), corpus.pieces)
     chat = Chat(tokenizer)
-    model = tiny.build_model(len(tokenizer))
+    model = tiny.build_model(len(tokenizer), corpus.context)
     optimizer = Optimizer(model, config.optimizer)
     model.train()
     with Progress() as progress:

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sftrl_fast.algo.advantages import episode_advantages
-from sftrl_fast.algo.recipes import Recipe, policy_loss, recipe
+from sftrl_fast.algo.advantages import ADVANTAGES, experience
+from sftrl_fast.algo.recipes import Recipe, policy_loss, recipe, resolved, truncated_importance, value_loss
 from sftrl_fast.algo.reductions import token_weights
+from sftrl_fast.algo.surrogates import PolicyTokens
 from sftrl_fast.config import Config
 from sftrl_fast.core import Group, Row
 from sftrl_fast.models.causal_lm import CausalLM, token_logprobs
 from sftrl_fast.models.load import LanguageModel
+from sftrl_fast.models.value_head import ValueHead
 from sftrl_fast.rollout.episodes import run_episodes
 from sftrl_fast.rollout.request import Engine, SamplingParams
 from sftrl_fast.runtime.compute import Compute
 from sftrl_fast.tasks.seeding import digest
 from sftrl_fast.train.batches import draw_items
+from sftrl_fast.train.collect import collect, rollout_metrics
+from sftrl_fast.train.guard import Guard, check_finite
 from sftrl_fast.train.optimizer import Optimizer
 from sftrl_fast.train.pack import TokenBatch, episode_rows, micro_batches
+from sftrl_fast.train.score import outputs, score
+
+MEANS = ("entropy", "clipped", "ratio_mean", "kl", "engine_gap")
+"""Columns that are means over the trained tokens of an update."""
 
 
 @dataclass(slots=True)
 class RLArm:
-    """Everything an update reads. ``reference`` is None when ``rl.kl`` is 0."""
+    """Everything an update reads. ``reference`` is None when ``rl.kl`` is 0, ``head`` when the recipe has no critic."""
 
     language: LanguageModel
     reference: CausalLM | None
@@ -37,36 +48,45 @@ class RLArm:
     seed: int
     num_items: int
     compute: Compute
+    guard: Guard
+    head: ValueHead | None = None
+
+    def __post_init__(self) -> None:
+        self.config = self.config.model_copy(update={"rl": resolved(self.config.rl)})
 
     def update(self, step: int, done: float) -> dict[str, float]:
         """Update number ``step``; ``done`` is the share of the arm that lies behind. Returns its metrics."""
         settings = self.config.rl
-        row = recipe(settings.recipe)
-        groups = self._rollout(step)
-        advantages = episode_advantages(groups, row.advantage)
-        rows = episode_rows(groups, [value for group in advantages for value in group])
-        metrics = _rollout_metrics(groups)
-        steps = []
-        for epoch in range(settings.epochs):
+        row = recipe(settings)
+        groups, dropped = self._rollout(step)
+        metrics = rollout_metrics(groups) | {"dropped_groups": dropped}
+        skipped, taken = self.guard.skipped, list[dict[str, float]]()
+        name = f"seed{self.seed}-rl-{step}"
+        sampled = episode_rows(groups)
+        judge = partial(self._judge, groups, sampled, row)
+        rows = self.guard.attempt(name, sampled, self.optimizer, judge) or []
+        for epoch in range(settings.epochs or 1) if rows else ():
             order = np.random.default_rng(digest("minibatch", self.seed, step, epoch)).permutation(len(rows))
-            for part in np.array_split(order, settings.minibatches):
-                steps.append(self._optimize([rows[i] for i in part], row))
-                steps[-1]["grad_norm"], metrics["lr"] = self.optimizer.step(done)
-        # Before the first optimizer step the difference is the engine's and the trainer's alone.
-        metrics["engine_gap"], metrics["engine_gap_max"] = (
-            steps[0]["logprob_gap"],
-            steps[0]["logprob_gap_max"],
-        )
-        metrics["ratio_max"] = max(optimized["ratio_max"] for optimized in steps)
-        for key in ("loss", "entropy", "clipped", "kl", "ratio_mean", "grad_norm", "trained_rows"):
-            metrics[key] = float(np.mean([optimized[key] for optimized in steps]))
-        return metrics
+            for number, places in enumerate(np.array_split(order, settings.minibatches)):
+                if self.guard.exhausted:
+                    break
+                part = [rows[place] for place in places]
+                attempt = partial(self._optimize, part, row, done)
+                sums = self.guard.attempt(f"{name}-{epoch}-{number}", part, self.optimizer, attempt)
+                taken += [sums] if sums else []
+        return metrics | _update_metrics(taken) | {"skipped": self.guard.skipped - skipped}
 
-    def _rollout(self, step: int) -> list[Group]:
+    def _rollout(self, step: int) -> tuple[list[Group], int]:
         settings = self.config.rl
-        items = [
-            item for item, _ in draw_items(self.num_items, settings.prompts, f"seed{self.seed}/rl", step)
-        ]
+
+        def draw(again: int) -> list[int]:
+            key = f"seed{self.seed}/rl" + (f"/again{again}" if again else "")
+            return [item for item, _ in draw_items(self.num_items, settings.prompts, key, step)]
+
+        return collect(draw, partial(self._sample, step), settings.resample or 0)
+
+    def _sample(self, step: int, items: Sequence[int], again: int) -> list[Group]:
+        settings = self.config.rl
         before = self.engine.counters.executed_tokens
         groups = run_episodes(
             self.engine,
@@ -75,7 +95,8 @@ class RLArm:
             items,
             group_size=settings.group,
             params=SamplingParams(self.config.rollout.max_new_tokens, settings.temperature),
-            seed=self.seed,
+            # An item that comes up in two rounds of one step is answered anew.
+            seed=digest("again", self.seed, again) >> 1 if again else self.seed,
             step=step,
             env_kwargs=self.config.task.env_kwargs,
             max_context=self.language.max_context,
@@ -88,80 +109,135 @@ class RLArm:
         )
         return groups
 
-    def _optimize(self, rows: Sequence[Row], row: Recipe) -> dict[str, float]:
-        """Add the gradient of the loss over ``rows``; one optimizer step's worth."""
+    def _judge(self, groups: Sequence[Group], rows: Sequence[Row], row: Recipe) -> list[Row]:
+        """``rows`` with the advantage of each turn, and with what the policy and the critic say before the update."""
+        settings, values = self.config.rl, None
+        if self.head is not None or settings.old_logprobs == "trainer":
+            scores = score(
+                self.language.model,
+                self.head,
+                rows,
+                self.config.compute.micro_batch_tokens,
+                temperature=settings.temperature,
+            )
+            self.compute.generate(0, scores.executed_tokens)
+            if settings.old_logprobs == "trainer":
+                rows = [replace(r, old_logprobs=old) for r, old in zip(rows, scores.logprobs, strict=True)]
+            if self.head is not None:
+                values = torch.tensor([value for each in scores.values for value in each])
+        longest = self.config.rollout.max_new_tokens
+        known = experience(
+            groups,
+            values=values,
+            gamma=1.0 if settings.gamma is None else settings.gamma,
+            lam=1.0 if settings.lam is None else settings.lam,
+            overlong=round((settings.overlong or 0.0) * longest),
+            max_length=longest,
+        )
+        found = ADVANTAGES[row.advantage](known)
+        advantages = found.advantage.tolist()
+        targets = [] if found.target is None else found.target.tolist()
+        turns = pairwise([0, *accumulate(len(r.turns) for r in rows)])
+        return [
+            replace(r, advantages=advantages[begin:end], targets=targets[begin:end])
+            for r, (begin, end) in zip(rows, turns, strict=True)
+        ]
+
+    def _optimize(self, rows: Sequence[Row], row: Recipe, done: float) -> dict[str, float]:
+        """One optimizer step on ``rows``. Raises ``NotFiniteError`` and leaves gradients if it cannot be taken."""
         settings = self.config.rl
-        lengths = torch.tensor([sum(r.trained) for r in rows])
+        turns = torch.tensor([length for r in rows for length in r.turns])
+        member = torch.repeat_interleave(torch.tensor([len(r.turns) for r in rows]))
         weights = token_weights(
             row.reduction,
-            lengths,
+            turns,
+            member,
             max_length=self.config.rollout.max_new_tokens * self.config.task.verify_iter,
-        )
-        # Without a KL term a row of advantage 0 has no gradient, so only the others go through the model.
-        kept = [i for i, r in enumerate(rows) if r.advantage != 0 or settings.kl]
-        means = ("entropy", "clipped", "ratio_mean", "logprob_gap", "kl")
-        sums = dict.fromkeys(("loss", "ratio_max", "logprob_gap_max", *means), 0.0)
+        ).split([len(r.turns) for r in rows])
+        # Where nothing but the advantage pulls, a row of advantage 0 has no gradient: only the others go through.
+        everything = settings.kl or settings.entropy or self.head is not None
+        kept = [i for i, r in enumerate(rows) if everything or any(r.advantages)]
+        sums = dict.fromkeys(("loss", "value_loss", "ratio_max", "engine_gap_max", *MEANS), 0.0)
         executed = 0
         for batch in micro_batches(
             [rows[i] for i in kept], self.config.compute.micro_batch_tokens, self.language.device
         ):
             members = [kept[i] for i in batch.rows]
-            self._backward(batch, [rows[i] for i in members], weights[members], row, sums)
-            executed += batch.ids.numel()
+            weight = torch.cat([weights[i] for i in members])
+            self._backward(batch, [rows[i] for i in members], weight, 1 / len(turns), row, sums)
+            executed += len(batch.tokens.ids)
         self.compute.train(sum(len(r.ids) for r in rows), executed)
-        tokens = max(1, int(lengths[kept].sum()))
-        return sums | {key: sums[key] / tokens for key in means} | {"trained_rows": len(kept)}
+        check_finite("the loss", sums["loss"])
+        sums["grad_norm"], sums["lr"] = self.optimizer.step(done)
+        return sums | {"tokens": sum(sum(rows[i].turns) for i in kept), "trained_rows": len(kept)}
 
     def _backward(
-        self, batch: TokenBatch, rows: list[Row], weights: Tensor, row: Recipe, sums: dict[str, float]
+        self,
+        batch: TokenBatch,
+        rows: list[Row],
+        turn_weight: Tensor,
+        value_weight: float,
+        row: Recipe,
+        sums: dict[str, float],
     ) -> None:
-        settings = self.config.rl
+        settings, device = self.config.rl, self.language.device
         # Under the distribution the tokens were drawn from: the policy that is sampled is the one that is trained.
         temperature = settings.temperature
-        logp, entropy = token_logprobs(self.language.model, batch.ids, batch.trained, temperature=temperature)
-        counts = batch.trained.sum(dim=1)
-        old = torch.tensor([p for r in rows for p in r.old_logprobs or ()], device=logp.device)
-        advantage = torch.tensor([r.advantage for r in rows], device=logp.device).repeat_interleave(counts)
+        logp, entropy, values = outputs(self.language.model, self.head, batch, rows, temperature)
+
+        def column(name: str) -> Tensor:
+            return torch.tensor([number for r in rows for number in getattr(r, name)], device=device)
+
+        lengths, counts = column("turns"), batch.counts.to(device)
+        old, sampled = column("old_logprobs"), column("sampled_logprobs")
+        tokens = PolicyTokens(
+            logp,
+            old,
+            column("advantages").repeat_interleave(lengths),
+            torch.repeat_interleave(lengths),
+            torch.repeat_interleave(counts),
+        )
         reference = None
         if self.reference is not None:
             with torch.no_grad():
-                reference, _ = token_logprobs(
-                    self.reference, batch.ids, batch.trained, temperature=temperature
-                )
-            self.compute.generate(0, batch.ids.numel())
+                reference, _ = token_logprobs(self.reference, batch.tokens, temperature=temperature)
+            self.compute.generate(0, len(batch.tokens.ids))
         terms = policy_loss(
             row,
-            logp,
-            old,
-            reference,
-            advantage,
-            weights.to(logp.device).repeat_interleave(counts),
-            clip_low=settings.clip_low,
-            clip_high=settings.clip_high,
-            kl_coef=settings.kl,
+            tokens,
+            turn_weight.to(device).repeat_interleave(lengths),
+            settings,
+            ref_logp=reference,
+            entropy=entropy,
+            correction=truncated_importance(old, sampled, settings.tis) if settings.tis else None,
         )
-        terms.loss.backward()
-        sums["loss"] += float(terms.loss.detach())
+        loss = terms.loss
+        if values is not None:
+            critic = (value_loss(values, column("targets")) * value_weight).sum()
+            loss = loss + (settings.value or 0.0) * critic
+            sums["value_loss"] += float(critic.detach())
+        loss.backward()
+        gap = (logp.detach() - sampled).abs()
+        sums["loss"] += float(loss.detach())
         sums["entropy"] += float(entropy.detach().sum())
         sums["clipped"] += float(terms.clipped.sum())
         sums["ratio_max"] = max(sums["ratio_max"], float(terms.ratio.max()))
         sums["ratio_mean"] += float(terms.ratio.sum())
-        gap = (logp.detach() - old).abs()
-        sums["logprob_gap"] += float(gap.sum())
-        sums["logprob_gap_max"] = max(sums["logprob_gap_max"], float(gap.max()))
+        sums["engine_gap"] += float(gap.sum())
+        sums["engine_gap_max"] = max(sums["engine_gap_max"], float(gap.max()))
         sums["kl"] += 0.0 if terms.kl is None else float(terms.kl.sum())
 
 
-def _rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    episodes = [episode for group in groups for episode in group.episodes]
-    turns = [turn for episode in episodes for turn in episode.turns]
-    mixed = sum(len({episode.reward for episode in group.episodes}) > 1 for group in groups)
-    return {
-        "reward": float(np.mean([episode.reward for episode in episodes])),
-        "success": float(np.mean([episode.success for episode in episodes])),
-        "first_try": float(np.mean([episode.turns[0].verdict.success for episode in episodes])),
-        "attempts": len(turns) / len(episodes),
-        "answer_tokens": float(np.mean([len(turn.answer_ids) for turn in turns])),
-        "truncated": float(np.mean([not turn.stopped for turn in turns])),
-        "mixed_groups": mixed / len(groups),
-    }
+def _update_metrics(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+    """One row for all optimizer steps of an update. What nothing was measured of is NaN, not 0."""
+    trained = [sums for sums in steps if sums["tokens"]]
+    tokens = sum(sums["tokens"] for sums in trained)
+    metrics = {key: sum(sums[key] for sums in trained) / tokens if tokens else math.nan for key in MEANS}
+    # Before the first optimizer step the difference is the engine's and the trainer's alone.
+    first = trained[0] if trained else dict.fromkeys(("engine_gap", "engine_gap_max"), math.nan)
+    metrics["engine_gap"] = first["engine_gap"] / first.get("tokens", 1)
+    metrics["engine_gap_max"] = first["engine_gap_max"]
+    metrics["ratio_max"] = max((sums["ratio_max"] for sums in trained), default=math.nan)
+    for key in ("loss", "value_loss", "grad_norm", "lr", "trained_rows"):
+        metrics[key] = sum(sums[key] for sums in steps) / len(steps) if steps else math.nan
+    return metrics

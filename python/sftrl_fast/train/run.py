@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sftrl_fast.algo.recipes import recipe
+from sftrl_fast.algo.recipes import recipe, resolved
+from sftrl_fast.algo.sft_losses import PROXIMAL
 from sftrl_fast.config import Config, load_config
 from sftrl_fast.core import UserError
 from sftrl_fast.evaluate import evaluate_set, load_configured, make_engine, task_env, why_not_native
 from sftrl_fast.models.causal_lm import check_head
 from sftrl_fast.models.load import LanguageModel, save
+from sftrl_fast.models.value_head import ValueHead
 from sftrl_fast.runtime import checkpoint
 from sftrl_fast.runtime.checkpoint import RunFolder
 from sftrl_fast.runtime.compute import Compute
@@ -29,6 +31,7 @@ from sftrl_fast.runtime.metrics import MetricsLog
 from sftrl_fast.runtime.progress import Progress
 from sftrl_fast.runtime.stop import StopSignal
 from sftrl_fast.tasks.seeding import digest
+from sftrl_fast.train.guard import LIMIT, Guard
 from sftrl_fast.train.optimizer import Optimizer
 from sftrl_fast.train.rl import RLArm
 from sftrl_fast.train.sft import Demonstrations, SFTArm
@@ -47,6 +50,7 @@ class RunResult:
 
 def run(config: Config, out: Path | None, name: str) -> RunResult:
     """Do a whole run in a new folder (``out``, or ``runs/<name>-<time>``)."""
+    config = config.model_copy(update={"rl": resolved(config.rl)})
     language = _load(config)
     _check(config, language)
     with RunFolder.create(out, name) as folder:
@@ -83,11 +87,11 @@ def _load(config: Config) -> LanguageModel:
 
 def _check(config: Config, language: LanguageModel) -> None:
     """Find what would fail late: an unknown recipe, environments that cannot be made, prompts that do not fit."""
-    row = recipe(config.rl.recipe)
-    if config.rl.kl and row.kl == "none":
-        raise UserError(
-            f"rl.kl={config.rl.kl}: the recipe {config.rl.recipe!r} has no KL term; use 0, or grpo"
-        )
+    for arm, sft in (("warmup", config.warmup), ("sft", config.sft)):
+        if sft.loss in PROXIMAL and sft.passes < 2:
+            raise UserError(
+                f"{arm}.passes={sft.passes}: {sft.loss!r} needs 2 or more; with 1 it is cross_entropy"
+            )
     for key, env_id in [("train", config.task.train), *config.task.eval.items()]:
         env = task_env(env_id, config.task.env_kwargs)
         if env.num_items == 0:
@@ -121,13 +125,17 @@ class Run:
         self.base = self._snapshot()
         self.warmup: dict[str, Tensor] = {}
         self.optimizer: Optimizer | None = None
+        self.head: ValueHead | None = None
+        self.guard = Guard(folder.path / "skipped", state.skipped, state.skipped_in_a_row)
         self.saved_at = time.monotonic()
         self.tokens_shown = 0
         self._optimizer_tensors: dict[str, Tensor] = {}
+        self._head_tensors: dict[str, Tensor] = {}
         if tensors is not None:
             self._restore(_part(tensors, "model/"))
             self.warmup = _part(tensors, "warmup/")
             self._optimizer_tensors = _part(tensors, "optimizer/")
+            self._head_tensors = _part(tensors, "value_head/")
 
     def go(self) -> RunResult:
         """Run the stages that are left."""
@@ -145,7 +153,7 @@ class Run:
                 if finished:
                     self.state.stage += 1
                     self.state.step = 0
-                    self.optimizer = None
+                    self.optimizer = self.head = None
                 self._save()
                 if self.stop.requested and self.state.stage < len(stages):
                     return RunResult(self.folder, self.config, self.state, stopped=True)
@@ -165,6 +173,7 @@ class Run:
             self.state.step += 1
             self.state.compute[stage.name] = arm.compute.to_dict()
             self._report_step(stage, metrics, arm.compute, time.perf_counter() - began)
+            self._stop_if_exhausted(stage)
             every = self.config.eval.every
             if every and stage.arm != "warmup" and self.state.step % every == 0:
                 self._curve_point(stage, arm.compute)
@@ -179,12 +188,30 @@ class Run:
             save(self.language.model, self.language.tokenizer, self.folder.arm_path(stage.name))
         return True
 
+    def _stop_if_exhausted(self, stage: Stage) -> None:
+        """After a checkpoint, ``UserError`` if the guard has seen enough; a resumed run gets as many tries again."""
+        if self.guard.exhausted:
+            self.guard.in_a_row = 0
+            self._save()
+            raise UserError(
+                f"{stage.name}, step {self.state.step}: {LIMIT} optimizer steps in a row had a loss or gradient "
+                f"that is not finite and were skipped; their batches are in {str(self.guard.folder)!r}, the weights "
+                f"before them in the checkpoint. Begin anew with a lower {stage.arm}.lr or model.dtype=float32, or go "
+                "on with --resume"
+            )
+
     def _arm(self, stage: Stage) -> SFTArm | RLArm:
         """The stage's trainer, where the checkpoint left it or at its start."""
         if self.state.step == 0:
             self._restore(self.base if stage.arm == "warmup" else self.warmup)
         settings = {"warmup": self.config.warmup, "sft": self.config.sft, "rl": self.config.rl}[stage.arm]
-        self.optimizer = Optimizer(self.language.model, settings)
+        if stage.arm == "rl" and recipe(self.config.rl).critic:
+            self.head = ValueHead(self.language.model)
+        self.optimizer = Optimizer(
+            self.language.model, settings, head=self.head, head_lr=self.config.rl.value_lr
+        )
+        if self.state.step and self.head is not None:
+            self.head.load_state_dict(self._head_tensors)
         if self.state.step:
             self.optimizer.load_tensors(self._optimizer_tensors)
         self.language.model.train()
@@ -195,13 +222,14 @@ class Run:
         if stage.arm == "rl":
             return RLArm(
                 self.language, self._reference(), self.engine, self.optimizer, self.config, stage.seed,
-                env.num_items, compute,
+                env.num_items, compute, self.guard, self.head,
             )  # fmt: skip
         sft = self.config.warmup if stage.arm == "warmup" else self.config.sft
         demonstrations = Demonstrations(env, self.language.chat, sft, stage.name)
         return SFTArm(
-            self.language, demonstrations, self.optimizer, self.config.compute.micro_batch_tokens, compute
-        )
+            self.language, demonstrations, self.optimizer, self.config.compute.micro_batch_tokens, compute,
+            self.guard,
+        )  # fmt: skip
 
     def _reference(self) -> Any:
         """The frozen warm-up model, or None if no KL term needs it."""
@@ -236,7 +264,7 @@ class Run:
         rate = sum(evaluation.successes) / len(evaluation.successes)
         self.log.write(
             {**_where(stage), "set": stage.set, "n": len(evaluation.successes), "rate": rate,
-             "attempts": evaluation.attempts}
+             "attempts": evaluation.attempts, "accuracy": evaluation.accuracy, "first_try": evaluation.first_try}
         )  # fmt: skip
         self.progress.advance(rate=rate)
         return True
@@ -264,10 +292,13 @@ class Run:
 
     def _save(self) -> None:
         self.state.metrics_position = self.log.position
+        self.state.skipped, self.state.skipped_in_a_row = self.guard.skipped, self.guard.in_a_row
         tensors = {f"model/{name}": parameter.detach() for name, parameter in self.parameters.items()}
         tensors |= {f"warmup/{name}": tensor for name, tensor in self.warmup.items()}
         if self.optimizer is not None:
             tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.tensors().items()}
+        if self.head is not None:
+            tensors |= {f"value_head/{name}": tensor for name, tensor in self.head.state_dict().items()}
         checkpoint.save(self.folder.checkpoint_path, tensors, self.state.to_dict())
         self.saved_at = time.monotonic()
 

@@ -1,18 +1,28 @@
-"""Supervised fine-tuning: cross-entropy on the answer tokens of demonstrations."""
+"""Supervised fine-tuning on the answer tokens of demonstrations."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import partial
 
+import torch
+
+from sftrl_fast.algo.sft_losses import PROXIMAL, SFT_LOSSES
 from sftrl_fast.config import SFTConfig
-from sftrl_fast.core import Message, Row, TaskEnv
+from sftrl_fast.core import Dialogue, Message, Row, TaskEnv
 from sftrl_fast.models.causal_lm import CausalLM, token_logprobs
 from sftrl_fast.models.chat import Chat
 from sftrl_fast.models.load import LanguageModel
 from sftrl_fast.runtime.compute import Compute
 from sftrl_fast.train.batches import draw_items
+from sftrl_fast.train.guard import Guard, check_finite
 from sftrl_fast.train.optimizer import Optimizer
 from sftrl_fast.train.pack import dialogue_row, micro_batches
+from sftrl_fast.train.score import score
+
+METRICS = ("loss", "nll", "entropy", "grad_norm", "lr")
+"""Columns of one optimizer step."""
 
 
 class Demonstrations:
@@ -29,19 +39,29 @@ class Demonstrations:
 
     def _row(self, item: int, draw: int) -> Row:
         if (item, draw) not in self._rows:
-            observation, _ = self.env.reset(options={"index": item})
-            answer = self.env.demonstration(item, draw)
-            self._rows[item, draw] = dialogue_row(
-                self.chat, [Message("user", observation), Message("assistant", answer)]
-            )
+            self._rows[item, draw] = dialogue_row(self.chat, played(self.env, item, draw))
         return self._rows[item, draw]
+
+
+def played(env: TaskEnv, item: int, draw: int) -> Dialogue:
+    """The dialogue in which ``env`` is given the right answers to ``item``."""
+    observation, _ = env.reset(options={"index": item})
+    answers = env.demonstration(item, draw)
+    dialogue: Dialogue = []
+    for answer in [answers] if isinstance(answers, str) else answers:
+        if dialogue:
+            observation = env.step(dialogue[-1].text)[0]
+        dialogue += [Message("user", observation), Message("assistant", answer)]
+    return dialogue
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Sums over an optimizer step. ``executed_tokens`` includes padding."""
+    """Sums over an optimizer step. ``executed_tokens`` counts a shared prompt once."""
 
     loss: float
+    nll: float
+    """Mean negative log-likelihood, whatever the loss."""
     entropy: float
     executed_tokens: int
 
@@ -51,17 +71,32 @@ def cross_entropy_step(model: CausalLM, rows: list[Row], max_tokens: int) -> Ste
 
     The mean is over the whole batch, so the result does not depend on how it is cut into micro-batches.
     """
+    return loss_step(model, rows, max_tokens, "cross_entropy")
+
+
+def loss_step(model: CausalLM, rows: list[Row], max_tokens: int, loss: str, clip: float = 0.0) -> StepResult:
+    """Add the gradient of the mean over all trained tokens of ``rows`` of a row of ``SFT_LOSSES``.
+
+    ``clip`` is read by ``psft`` only, and so are the rows' ``old_logprobs``. Raises ``NotFiniteError`` for a loss that
+    is NaN or infinite.
+    """
     total = sum(sum(row.trained) for row in rows)
-    loss = entropy = 0.0
+    sums = dict.fromkeys(("loss", "nll", "entropy"), 0.0)
     executed = 0
     for batch in micro_batches(rows, max_tokens, model.device):
-        logprobs, entropies = token_logprobs(model, batch.ids, batch.trained)
-        part = -logprobs.sum() / total
+        logp, entropy = token_logprobs(model, batch.tokens)
+        old = None
+        if loss in PROXIMAL:
+            numbers = [number for index in batch.rows for number in rows[index].old_logprobs]
+            old = torch.tensor(numbers, device=logp.device)
+        part = SFT_LOSSES[loss](logp, old, clip).sum() / total
         part.backward()
-        loss += float(part.detach())
-        entropy += float(entropies.detach().sum()) / total
-        executed += batch.ids.numel()
-    return StepResult(loss, entropy, executed)
+        sums["loss"] += float(part.detach())
+        sums["nll"] -= float(logp.detach().sum()) / total
+        sums["entropy"] += float(entropy.detach().sum()) / total
+        executed += len(batch.tokens.ids)
+    check_finite("the loss", sums["loss"])
+    return StepResult(sums["loss"], sums["nll"], sums["entropy"], executed)
 
 
 @dataclass(slots=True)
@@ -73,12 +108,36 @@ class SFTArm:
     optimizer: Optimizer
     max_tokens: int
     compute: Compute
+    guard: Guard
 
     def update(self, step: int, done: float) -> dict[str, float]:
-        """Optimizer step number ``step``; ``done`` is the share of the arm that lies behind. Returns its metrics."""
+        """Batch number ``step`` and ``sft.passes`` optimizer steps on it; returns the metrics of the last.
+
+        ``done`` is the share of the arm that lies behind.
+        """
+        settings = self.demonstrations.config
         rows = self.demonstrations.batch(step)
-        result = cross_entropy_step(self.language.model, rows, self.max_tokens)
+        skipped, metrics = self.guard.skipped, dict.fromkeys(METRICS, math.nan)
+        name = f"{self.demonstrations.key.replace('/', '-')}-{step}"
+        if settings.loss in PROXIMAL:
+            scored = self.guard.attempt(name, rows, self.optimizer, partial(self._score, rows))
+            rows = scored or []
+        for number in range(settings.passes if rows else 0):
+            if self.guard.exhausted:
+                break
+            take = partial(self._optimize, rows, done)
+            metrics = self.guard.attempt(f"{name}-{number}", rows, self.optimizer, take) or metrics
+        epoch = (step + 1) * settings.batch / self.demonstrations.env.num_items
+        return metrics | {"epoch": epoch, "skipped": self.guard.skipped - skipped}
+
+    def _score(self, rows: list[Row]) -> list[Row]:
+        scores = score(self.language.model, None, rows, self.max_tokens)
+        self.compute.generate(0, scores.executed_tokens)
+        return [replace(row, old_logprobs=old) for row, old in zip(rows, scores.logprobs, strict=True)]
+
+    def _optimize(self, rows: list[Row], done: float) -> dict[str, float]:
+        settings = self.demonstrations.config
+        result = loss_step(self.language.model, rows, self.max_tokens, settings.loss, settings.clip)
         norm, lr = self.optimizer.step(done)
         self.compute.train(sum(len(row.ids) for row in rows), result.executed_tokens, samples=len(rows))
-        epoch = (step + 1) * len(rows) / self.demonstrations.env.num_items
-        return {"loss": result.loss, "entropy": result.entropy, "grad_norm": norm, "lr": lr, "epoch": epoch}
+        return dict(zip(METRICS, (result.loss, result.nll, result.entropy, norm, lr), strict=True))

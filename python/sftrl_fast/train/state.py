@@ -53,6 +53,10 @@ class RunState:
     """Stage name -> set -> one character an item, ``1`` for success."""
     questions: dict[str, list[int]] = field(default_factory=dict)
     """Set -> the question each evaluated item asks."""
+    skipped: int = 0
+    """Optimizer steps that were not taken, since their loss or gradient was not finite."""
+    skipped_in_a_row: int = 0
+    """Those since the last one that was taken."""
     curve: list[dict[str, Any]] = field(default_factory=list)
     """Evaluations along the way: seed, arm, step, flops, set, rate."""
 

@@ -23,6 +23,9 @@ from sftrl_fast.tasks.general_points.formula import random_formula
 from sftrl_fast.tasks.general_points.rules import FIRST_FACE, RULES, Rule
 from sftrl_fast.tasks.general_points.verifier import verify
 
+# A number of one or two digits, an operator or parenthesis not set off by blanks, a card name in quotes.
+PIECES = r'\d{1,2}|(?<! )[-+*/()=](?! )|(?<=")[AJQK](?=")'
+
 MAX_TARGET = 99
 HELD_OUT_TARGET = 24
 REVISED_SHARE = 0.3
