@@ -28,10 +28,12 @@ SFTRL_INLINE u32x16 load_words(const void* from) {
     std::memcpy(&out, from, sizeof out);
     return out;
 }
-SFTRL_INLINE u32x16 load_words(const void* from, int bytes) {
-    u32x16 out{};
-    std::memcpy(&out, from, static_cast<std::size_t>(bytes));
-    return out;
+// The first `count` words, zeros beyond; a copy of no fixed length costs more than the rest of a tile's load.
+SFTRL_INLINE u32x16 load_words(const void* from, int count) {
+    if (count == kLanes) return load_words(from);
+    alignas(64) word words[kLanes] = {};
+    for (int i = 0; i < count; ++i) std::memcpy(words + i, static_cast<const word*>(from) + i, sizeof(word));
+    return load_words(words);
 }
 SFTRL_INLINE void store_words(u32x16 value, void* to) { std::memcpy(to, &value, sizeof value); }
 
@@ -45,7 +47,7 @@ struct Singles {
     }
     // Words of `count` (1 to 16) columns of row `low`; `high`, the next row, does not matter.
     static SFTRL_INLINE u32x16 interleave(const float* low, const float*, int count) {
-        return count == kLanes ? load_words(low) : load_words(low, count * 4);
+        return load_words(low, count);
     }
     // Rounds row `low` of a tile to Element and makes the panel's row of it.
     static SFTRL_INLINE u32x16 narrow(f32x16 low, f32x16, float* low_row, float*) {
@@ -64,10 +66,9 @@ struct Pairs {
             reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(b), reinterpret_cast<__m512bh>(both)));
     }
     static SFTRL_INLINE u32x16 interleave(const bf16* low, const bf16* high, int count) {
-        u16x16 a{}, b{};
-        const auto bytes = static_cast<std::size_t>(count) * sizeof(bf16);
-        std::memcpy(&a, low, count == kLanes ? sizeof a : bytes);
-        if (high) std::memcpy(&b, high, count == kLanes ? sizeof b : bytes);
+        const auto columns = static_cast<__mmask16>((1u << count) - 1);
+        const u16x16 a = reinterpret_cast<u16x16>(_mm256_maskz_loadu_epi16(columns, low));
+        const u16x16 b = high ? reinterpret_cast<u16x16>(_mm256_maskz_loadu_epi16(columns, high)) : u16x16{};
         return __builtin_convertvector(a, u32x16) | __builtin_convertvector(b, u32x16) << 16;
     }
     static SFTRL_INLINE u32x16 narrow(f32x16 low, f32x16 high, bf16* low_row, bf16* high_row) {
@@ -193,7 +194,7 @@ void pack_words(const At& at, int count, int vectors, int width, word* out) {
             const int some = words - w0 < kLanes ? words - w0 : kLanes;
             u32x16 tile[kLanes];
             for (int i = 0; i < kLanes; ++i) {
-                tile[i] = i0 + i < count ? load_words(at(i0 + i) + w0 * U::kPer, some * 4) : u32x16{};
+                tile[i] = i0 + i < count ? load_words(at(i0 + i) + w0 * U::kPer, some) : u32x16{};
             }
             transpose(tile);
             for (int w = 0; w < some; ++w) store_words(tile[w], out + (w0 + w) * vectors * kLanes + i0);
@@ -221,16 +222,20 @@ void pack_columns(const At& at, int count, int width, word* out) {
         const int some = words - w0 < kLanes ? words - w0 : kLanes;
         for (int c0 = 0; c0 < width; c0 += kLanes) {
             const int columns = width - c0 < kLanes ? width - c0 : kLanes;
-            u32x16 tile[kLanes] = {};
-            for (int w = 0; w < some; ++w) {
-                const int i = (w0 + w) * U::kPer;
+            u32x16 tile[kLanes];
+            for (int w = 0; w < kLanes; ++w) {
+                const int i = (w0 + (w < some ? w : some - 1)) * U::kPer;  // lanes beyond are not stored
                 const auto* const high = U::kPer == 2 && i + 1 < count ? at(i + 1) + c0 : nullptr;
                 tile[w] = U::interleave(at(i) + c0, high, columns);
             }
             transpose(tile);
             for (int c = 0; c < columns; ++c) {
-                std::memcpy(out + static_cast<std::int64_t>(c0 + c) * words + w0, &tile[c],
-                            static_cast<std::size_t>(some) * sizeof(word));
+                word* const to = out + static_cast<std::int64_t>(c0 + c) * words + w0;
+                if (some == kLanes) {
+                    store_words(tile[c], to);
+                } else {
+                    std::memcpy(to, &tile[c], static_cast<std::size_t>(some) * sizeof(word));
+                }
             }
         }
     }
@@ -243,9 +248,10 @@ void unpack(const float* tile, int vectors, int width, const float* scale, int c
         const f32x16 factor = load(scale + i0);
         for (int c0 = 0; c0 < width; c0 += kLanes) {
             const int some = width - c0 < kLanes ? width - c0 : kLanes;
-            u32x16 rows[kLanes] = {};
-            for (int c = 0; c < some; ++c) {
-                const f32x16 value = load(tile + (c0 + c) * vectors * kLanes + i0) * factor;
+            u32x16 rows[kLanes];
+            for (int c = 0; c < kLanes; ++c) {
+                const int column = c0 + (c < some ? c : some - 1);  // lanes beyond are not stored
+                const f32x16 value = load(tile + column * vectors * kLanes + i0) * factor;
                 rows[c] = reinterpret_cast<u32x16>(value);
             }
             transpose(rows);
