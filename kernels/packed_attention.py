@@ -1,0 +1,323 @@
+"""``packed_attention`` on the GPU: forward, gradient of the queries, gradients of the keys and values.
+
+A program's tile of queries holds all query heads of one key head, so that each key is read once for them. Queries
+walk their parent's keys, then their own up to themselves. Keys walk the queries that see them: those of their own
+segment, then those of each child. So every gradient has one writer and one order of sums: no atomics, the same bits
+on every run. Scores are in powers of two: ``scale`` carries ``log2 e``, and so does the saved ``lse``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sftrl_fast.kernels.compile_case import FUSION
+from sftrl_fast.kernels.ragged_tiles import ragged_tiles
+from sftrl_fast.ops.attention import PackedRows
+
+HALF = {
+    64: {
+        "forward": {"ROWS": 64, "KEYS": 64, "num_warps": 4, "num_stages": 3},
+        "queries": {"ROWS": 64, "KEYS": 64, "num_warps": 4, "num_stages": 2},
+        "keys": {"ROWS": 64, "KEYS": 64, "num_warps": 4, "num_stages": 2},
+    },
+    128: {
+        "forward": {"ROWS": 64, "KEYS": 64, "num_warps": 4, "num_stages": 2},
+        "queries": {"ROWS": 64, "KEYS": 64, "num_warps": 8, "num_stages": 2},
+        "keys": {"ROWS": 64, "KEYS": 64, "num_warps": 8, "num_stages": 2},
+    },
+}
+SINGLE = {
+    64: {
+        "forward": {"ROWS": 32, "KEYS": 32, "num_warps": 4, "num_stages": 2},
+        "queries": {"ROWS": 32, "KEYS": 32, "num_warps": 4, "num_stages": 2},
+        "keys": {"ROWS": 32, "KEYS": 32, "num_warps": 4, "num_stages": 2},
+    },
+    128: {
+        "forward": {"ROWS": 32, "KEYS": 32, "num_warps": 4, "num_stages": 2},
+        "queries": {"ROWS": 32, "KEYS": 32, "num_warps": 8, "num_stages": 2},
+        "keys": {"ROWS": 32, "KEYS": 32, "num_warps": 8, "num_stages": 2},
+    },
+}
+BLOCKS = {torch.bfloat16: HALF, torch.float16: HALF, torch.float32: SINGLE}
+"""Type -> widest head -> kernel -> rows (query heads x tokens) and keys of a tile, and how it is computed."""
+
+
+@triton.jit
+def _rows(source, begin, row, live, kv_head, stride, stride_head, REPEAT: tl.constexpr, DH: tl.constexpr,
+          WIDTH: tl.constexpr):  # fmt: skip
+    """``source [T, Hq, Dh]`` of a tile: its row r is head r % REPEAT of the key head, token r // REPEAT."""
+    at = tl.arange(0, WIDTH)
+    head = kv_head * REPEAT + row % REPEAT
+    place = source + (begin + row // REPEAT).to(tl.int64) * stride + head * stride_head
+    return tl.load(place[:, None] + at[None, :], mask=live[:, None] & (at < DH)[None, :], other=0.0)
+
+
+@triton.jit
+def _keys(source, begin, key, live, kv_head, stride, stride_head, DH: tl.constexpr, WIDTH: tl.constexpr):
+    """``source [T, Hkv, Dh]`` of a tile of keys."""
+    at = tl.arange(0, WIDTH)
+    place = source + (begin + key).to(tl.int64) * stride + kv_head * stride_head
+    return tl.load(place[:, None] + at[None, :], mask=live[:, None] & (at < DH)[None, :], other=0.0)
+
+
+@triton.jit
+def _attend(
+    acc, top, total, q, k, v, begin, stop, seen, kv_head, scale, stride_k, stride_k_head, stride_v, stride_v_head,
+    DH: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """Bring the keys ``begin : begin + stop`` into the running softmax of a tile whose rows see ``seen`` of them."""
+    for start in range(0, stop, KEYS):
+        key = start + tl.arange(0, KEYS)
+        its_k = _keys(k, begin, key, key < stop, kv_head, stride_k, stride_k_head, DH, WIDTH)
+        its_v = _keys(v, begin, key, key < stop, kv_head, stride_v, stride_v_head, DH, WIDTH)
+        score = tl.dot(q, tl.trans(its_k), input_precision="ieee") * scale
+        score = tl.where(key[None, :] < seen[:, None], score, float("-inf"))
+        new_top = tl.maximum(top, tl.max(score, 1))
+        level = tl.where(new_top == float("-inf"), 0.0, new_top)
+        weight = tl.exp2(score - level[:, None])
+        decay = tl.exp2(top - level)
+        total = total * decay + tl.sum(weight, 1)
+        acc = tl.dot(weight.to(its_v.dtype), its_v, acc * decay[:, None], input_precision="ieee")
+        top = new_top
+    return acc, top, total
+
+
+@triton.jit
+def _forward(
+    q, k, v, out, lse, tiles, offsets, parents, scale, heads,
+    stride_q, stride_q_head, stride_k, stride_k_head, stride_v, stride_v_head,
+    REPEAT: tl.constexpr, DH: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """One tile of queries."""
+    segment, first = tl.load(tiles + 2 * tl.program_id(0)), tl.load(tiles + 2 * tl.program_id(0) + 1)
+    if segment < 0:
+        return
+    kv_head = tl.program_id(1)
+    begin = tl.load(offsets + segment)
+    length = tl.load(offsets + segment + 1) - begin
+    row = first + tl.arange(0, ROWS)
+    live = row < length * REPEAT
+    its_q = _rows(q, begin, row, live, kv_head, stride_q, stride_q_head, REPEAT, DH, WIDTH)
+    acc = tl.zeros((ROWS, WIDTH), tl.float32)
+    top = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    parent = tl.load(parents + segment)
+    if parent >= 0:
+        parent_begin = tl.load(offsets + parent)
+        parent_length = tl.load(offsets + parent + 1) - parent_begin
+        acc, top, total = _attend(
+            acc, top, total, its_q, k, v, parent_begin, parent_length, tl.zeros_like(row) + parent_length,
+            kv_head, scale, stride_k, stride_k_head, stride_v, stride_v_head, DH, WIDTH, KEYS,
+        )  # fmt: skip
+    stop = tl.minimum(length, (first + ROWS - 1) // REPEAT + 1)
+    acc, top, total = _attend(
+        acc, top, total, its_q, k, v, begin, stop, row // REPEAT + 1,
+        kv_head, scale, stride_k, stride_k_head, stride_v, stride_v_head, DH, WIDTH, KEYS,
+    )  # fmt: skip
+    place = (begin + row // REPEAT).to(tl.int64) * heads + kv_head * REPEAT + row % REPEAT
+    at = tl.arange(0, WIDTH)
+    result = (acc / total[:, None]).to(out.dtype.element_ty)
+    tl.store(out + place[:, None] * DH + at[None, :], result, mask=live[:, None] & (at < DH)[None, :])
+    tl.store(lse + place, top + tl.log2(total), mask=live)
+
+
+@triton.jit
+def _pull(
+    dq, q, grad, lse, delta, k, v, begin, stop, seen, kv_head, scale,
+    stride_k, stride_k_head, stride_v, stride_v_head,
+    DH: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """Add to ``dq`` what the keys ``begin : begin + stop`` give."""
+    for start in range(0, stop, KEYS):
+        key = start + tl.arange(0, KEYS)
+        its_k = _keys(k, begin, key, key < stop, kv_head, stride_k, stride_k_head, DH, WIDTH)
+        its_v = _keys(v, begin, key, key < stop, kv_head, stride_v, stride_v_head, DH, WIDTH)
+        score = tl.dot(q, tl.trans(its_k), input_precision="ieee") * scale
+        weight = tl.exp2(tl.where(key[None, :] < seen[:, None], score - lse[:, None], float("-inf")))
+        slope = tl.dot(grad, tl.trans(its_v), input_precision="ieee")
+        d = (weight * (slope - delta[:, None])).to(its_k.dtype)
+        dq = tl.dot(d, its_k, dq, input_precision="ieee")
+    return dq
+
+
+@triton.jit
+def _grad_queries(
+    q, k, v, out, grad, lse, delta, dq, tiles, offsets, parents, scale, plain_scale, heads,
+    stride_q, stride_q_head, stride_k, stride_k_head, stride_v, stride_v_head,
+    REPEAT: tl.constexpr, DH: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """``dq`` of one tile, and ``delta``, the product of each row's output with its gradient.
+
+    With p the weights: d out / d score is p (grad v - delta).
+    """
+    segment, first = tl.load(tiles + 2 * tl.program_id(0)), tl.load(tiles + 2 * tl.program_id(0) + 1)
+    if segment < 0:
+        return
+    kv_head = tl.program_id(1)
+    begin = tl.load(offsets + segment)
+    length = tl.load(offsets + segment + 1) - begin
+    row = first + tl.arange(0, ROWS)
+    live = row < length * REPEAT
+    its_q = _rows(q, begin, row, live, kv_head, stride_q, stride_q_head, REPEAT, DH, WIDTH)
+    its_grad = _rows(grad, begin, row, live, kv_head, heads * DH, DH, REPEAT, DH, WIDTH)
+    its_out = _rows(out, begin, row, live, kv_head, heads * DH, DH, REPEAT, DH, WIDTH)
+    place = (begin + row // REPEAT).to(tl.int64) * heads + kv_head * REPEAT + row % REPEAT
+    its_delta = tl.sum(its_grad.to(tl.float32) * its_out.to(tl.float32), 1)
+    tl.store(delta + place, its_delta, mask=live)
+    its_lse = tl.load(lse + place, mask=live, other=float("inf"))
+    acc = tl.zeros((ROWS, WIDTH), tl.float32)
+    parent = tl.load(parents + segment)
+    if parent >= 0:
+        parent_begin = tl.load(offsets + parent)
+        parent_length = tl.load(offsets + parent + 1) - parent_begin
+        acc = _pull(
+            acc, its_q, its_grad, its_lse, its_delta, k, v, parent_begin, parent_length,
+            tl.zeros_like(row) + parent_length, kv_head, scale,
+            stride_k, stride_k_head, stride_v, stride_v_head, DH, WIDTH, KEYS,
+        )  # fmt: skip
+    stop = tl.minimum(length, (first + ROWS - 1) // REPEAT + 1)
+    acc = _pull(
+        acc, its_q, its_grad, its_lse, its_delta, k, v, begin, stop, row // REPEAT + 1, kv_head, scale,
+        stride_k, stride_k_head, stride_v, stride_v_head, DH, WIDTH, KEYS,
+    )  # fmt: skip
+    at = tl.arange(0, WIDTH)
+    result = (acc * plain_scale).to(dq.dtype.element_ty)
+    tl.store(dq + place[:, None] * DH + at[None, :], result, mask=live[:, None] & (at < DH)[None, :])
+
+
+@triton.jit
+def _push(
+    dk, dv, k, v, q, grad, lse, delta, begin, start, stop, unseen, kv_head, scale, heads,
+    stride_q, stride_q_head,
+    REPEAT: tl.constexpr, DH: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Add what the rows ``start : stop`` of the segment at ``begin`` give; its tokens before ``unseen`` do not see
+    the key."""
+    for first in range(start, stop, ROWS):
+        row = first + tl.arange(0, ROWS)
+        live = row < stop
+        its_q = _rows(q, begin, row, live, kv_head, stride_q, stride_q_head, REPEAT, DH, WIDTH)
+        its_grad = _rows(grad, begin, row, live, kv_head, heads * DH, DH, REPEAT, DH, WIDTH)
+        place = (begin + row // REPEAT).to(tl.int64) * heads + kv_head * REPEAT + row % REPEAT
+        its_lse = tl.load(lse + place, mask=live, other=float("inf"))  # a row past the end has no weight
+        its_delta = tl.load(delta + place, mask=live, other=0.0)
+        score = tl.dot(k, tl.trans(its_q), input_precision="ieee") * scale
+        seen = (row // REPEAT)[None, :] >= unseen[:, None]
+        weight = tl.exp2(tl.where(seen, score - its_lse[None, :], float("-inf")))
+        dv = tl.dot(weight.to(its_grad.dtype), its_grad, dv, input_precision="ieee")
+        slope = tl.dot(v, tl.trans(its_grad), input_precision="ieee")
+        d = (weight * (slope - its_delta[None, :])).to(its_q.dtype)
+        dk = tl.dot(d, its_q, dk, input_precision="ieee")
+    return dk, dv
+
+
+@triton.jit
+def _grad_keys(
+    q, k, v, grad, lse, delta, dk, dv, tiles, offsets, children, child_offsets, scale, plain_scale, heads,
+    stride_q, stride_q_head, stride_k, stride_k_head, stride_v, stride_v_head,
+    REPEAT: tl.constexpr, DH: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """``dk`` and ``dv`` of one tile of keys."""
+    segment, first = tl.load(tiles + 2 * tl.program_id(0)), tl.load(tiles + 2 * tl.program_id(0) + 1)
+    if segment < 0:
+        return
+    kv_head = tl.program_id(1)
+    begin = tl.load(offsets + segment)
+    length = tl.load(offsets + segment + 1) - begin
+    key = first + tl.arange(0, KEYS)
+    its_k = _keys(k, begin, key, key < length, kv_head, stride_k, stride_k_head, DH, WIDTH)
+    its_v = _keys(v, begin, key, key < length, kv_head, stride_v, stride_v_head, DH, WIDTH)
+    acc_k = tl.zeros((KEYS, WIDTH), tl.float32)
+    acc_v = tl.zeros((KEYS, WIDTH), tl.float32)
+    acc_k, acc_v = _push(
+        acc_k, acc_v, its_k, its_v, q, grad, lse, delta, begin, first * REPEAT, length * REPEAT, key, kv_head,
+        scale, heads, stride_q, stride_q_head, REPEAT, DH, WIDTH, ROWS,
+    )  # fmt: skip
+    for index in range(tl.load(child_offsets + segment), tl.load(child_offsets + segment + 1)):
+        child = tl.load(children + index)
+        child_begin = tl.load(offsets + child)
+        child_length = tl.load(offsets + child + 1) - child_begin
+        acc_k, acc_v = _push(
+            acc_k, acc_v, its_k, its_v, q, grad, lse, delta, child_begin, 0, child_length * REPEAT,
+            tl.zeros_like(key), kv_head, scale, heads, stride_q, stride_q_head, REPEAT, DH, WIDTH, ROWS,
+        )  # fmt: skip
+    at = tl.arange(0, WIDTH)
+    place = ((begin + key).to(tl.int64) * (heads // REPEAT) + kv_head)[:, None] * DH + at[None, :]
+    inside = (key < length)[:, None] & (at < DH)[None, :]
+    tl.store(dk + place, (acc_k * plain_scale).to(dk.dtype.element_ty), mask=inside)
+    tl.store(dv + place, acc_v.to(dv.dtype.element_ty), mask=inside)
+
+
+def packed_attention_triton(q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, scale: float) -> Tensor:
+    """Arguments as checked by :func:`sftrl_fast.ops.attention.packed_attention`."""
+    result: Tensor = _PackedAttention.apply(q, k, v, rows, scale)
+    return result
+
+
+class _PackedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, scale: float) -> Tensor:
+        q, k, v = (_dense_heads(x) for x in (q, k, v))
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+        if q.numel():
+            repeat, shape, block = _launch(q, k, "forward")
+            tiles = ragged_tiles(rows.offsets, len(q), repeat, block["ROWS"])
+            _forward[(len(tiles), k.shape[1])](
+                q, k, v, out, lse, tiles, rows.offsets, rows.parent, scale / math.log(2), q.shape[1],
+                *_strides(q, k, v), **shape, **block,
+            )  # fmt: skip
+        ctx.save_for_backward(q, k, v, out, lse, rows.offsets, rows.parent)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        q, k, v, out, lse, offsets, parent = ctx.saved_tensors
+        grad = grad.contiguous()
+        dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+        if not q.numel():
+            return dq, dk, dv, None, None
+        delta, heads, scales = torch.empty_like(lse), q.shape[1], (ctx.scale / math.log(2), ctx.scale)
+        repeat, shape, block = _launch(q, k, "queries")
+        tiles = ragged_tiles(offsets, len(q), repeat, block["ROWS"])
+        _grad_queries[(len(tiles), k.shape[1])](
+            q, k, v, out, grad, lse, delta, dq, tiles, offsets, parent, *scales, heads, *_strides(q, k, v),
+            **shape, **block,
+        )  # fmt: skip
+        _, _, block = _launch(q, k, "keys")
+        tiles = ragged_tiles(offsets, len(q), 1, block["KEYS"])
+        _grad_keys[(len(tiles), k.shape[1])](
+            q, k, v, grad, lse, delta, dk, dv, tiles, offsets, *_children(parent), *scales, heads,
+            *_strides(q, k, v), **shape, **block,
+        )  # fmt: skip
+        return dq, dk, dv, None, None
+
+
+def _children(parent: Tensor) -> tuple[Tensor, Tensor]:
+    """All segments by their parent, and where those of each segment begin, ``[S + 1]``."""
+    ordered, children = parent.sort(stable=True)
+    segments = torch.arange(len(parent) + 1, dtype=parent.dtype, device=parent.device)
+    return children, torch.searchsorted(ordered, segments)
+
+
+def _dense_heads(x: Tensor) -> Tensor:
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [stride for tensor in tensors for stride in tensor.stride()[:2]]
+
+
+def _launch(q: Tensor, k: Tensor, kernel: str) -> tuple[int, dict[str, int], dict[str, Any]]:
+    """Query heads of a key head, the kernel's sizes, and its tile."""
+    repeat, width = q.shape[1] // k.shape[1], max(16, triton.next_power_of_2(q.shape[2]))
+    tile = BLOCKS[q.dtype][64 if width <= 64 else 128][kernel]
+    return repeat, {"REPEAT": repeat, "DH": q.shape[2], "WIDTH": width}, tile | FUSION
