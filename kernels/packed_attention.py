@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sftrl_fast.kernels.compile_case import FUSION
-from sftrl_fast.kernels.ragged_tiles import ragged_tiles
+from sftrl_fast.kernels.attention_tiles import dense_heads, load_rows, ragged_tiles, softmax_step
+from sftrl_fast.kernels.compile_case import FUSION, TYPE_NAMES, CompileCase, Work, padded
 from sftrl_fast.ops.attention import PackedRows
 
 HALF = {
@@ -49,16 +49,6 @@ BLOCKS = {torch.bfloat16: HALF, torch.float16: HALF, torch.float32: SINGLE}
 
 
 @triton.jit
-def _rows(source, begin, row, live, kv_head, stride, stride_head, REPEAT: tl.constexpr, DH: tl.constexpr,
-          WIDTH: tl.constexpr):  # fmt: skip
-    """``source [T, Hq, Dh]`` of a tile: its row r is head r % REPEAT of the key head, token r // REPEAT."""
-    at = tl.arange(0, WIDTH)
-    head = kv_head * REPEAT + row % REPEAT
-    place = source + (begin + row // REPEAT).to(tl.int64) * stride + head * stride_head
-    return tl.load(place[:, None] + at[None, :], mask=live[:, None] & (at < DH)[None, :], other=0.0)
-
-
-@triton.jit
 def _keys(source, begin, key, live, kv_head, stride, stride_head, DH: tl.constexpr, WIDTH: tl.constexpr):
     """``source [T, Hkv, Dh]`` of a tile of keys."""
     at = tl.arange(0, WIDTH)
@@ -76,15 +66,8 @@ def _attend(
         key = start + tl.arange(0, KEYS)
         its_k = _keys(k, begin, key, key < stop, kv_head, stride_k, stride_k_head, DH, WIDTH)
         its_v = _keys(v, begin, key, key < stop, kv_head, stride_v, stride_v_head, DH, WIDTH)
-        score = tl.dot(q, tl.trans(its_k), input_precision="ieee") * scale
-        score = tl.where(key[None, :] < seen[:, None], score, float("-inf"))
-        new_top = tl.maximum(top, tl.max(score, 1))
-        level = tl.where(new_top == float("-inf"), 0.0, new_top)
-        weight = tl.exp2(score - level[:, None])
-        decay = tl.exp2(top - level)
-        total = total * decay + tl.sum(weight, 1)
-        acc = tl.dot(weight.to(its_v.dtype), its_v, acc * decay[:, None], input_precision="ieee")
-        top = new_top
+        visible = key[None, :] < seen[:, None]
+        acc, top, total = softmax_step(acc, top, total, q, its_k, its_v, visible, scale)
     return acc, top, total
 
 
@@ -103,7 +86,7 @@ def _forward(
     length = tl.load(offsets + segment + 1) - begin
     row = first + tl.arange(0, ROWS)
     live = row < length * REPEAT
-    its_q = _rows(q, begin, row, live, kv_head, stride_q, stride_q_head, REPEAT, DH, WIDTH)
+    its_q = load_rows(q, begin, row, live, kv_head, stride_q, stride_q_head, REPEAT, DH, WIDTH)
     acc = tl.zeros((ROWS, WIDTH), tl.float32)
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
@@ -164,9 +147,9 @@ def _grad_queries(
     length = tl.load(offsets + segment + 1) - begin
     row = first + tl.arange(0, ROWS)
     live = row < length * REPEAT
-    its_q = _rows(q, begin, row, live, kv_head, stride_q, stride_q_head, REPEAT, DH, WIDTH)
-    its_grad = _rows(grad, begin, row, live, kv_head, heads * DH, DH, REPEAT, DH, WIDTH)
-    its_out = _rows(out, begin, row, live, kv_head, heads * DH, DH, REPEAT, DH, WIDTH)
+    its_q = load_rows(q, begin, row, live, kv_head, stride_q, stride_q_head, REPEAT, DH, WIDTH)
+    its_grad = load_rows(grad, begin, row, live, kv_head, heads * DH, DH, REPEAT, DH, WIDTH)
+    its_out = load_rows(out, begin, row, live, kv_head, heads * DH, DH, REPEAT, DH, WIDTH)
     place = (begin + row // REPEAT).to(tl.int64) * heads + kv_head * REPEAT + row % REPEAT
     its_delta = tl.sum(its_grad.to(tl.float32) * its_out.to(tl.float32), 1)
     tl.store(delta + place, its_delta, mask=live)
@@ -202,8 +185,8 @@ def _push(
     for first in range(start, stop, ROWS):
         row = first + tl.arange(0, ROWS)
         live = row < stop
-        its_q = _rows(q, begin, row, live, kv_head, stride_q, stride_q_head, REPEAT, DH, WIDTH)
-        its_grad = _rows(grad, begin, row, live, kv_head, heads * DH, DH, REPEAT, DH, WIDTH)
+        its_q = load_rows(q, begin, row, live, kv_head, stride_q, stride_q_head, REPEAT, DH, WIDTH)
+        its_grad = load_rows(grad, begin, row, live, kv_head, heads * DH, DH, REPEAT, DH, WIDTH)
         place = (begin + row // REPEAT).to(tl.int64) * heads + kv_head * REPEAT + row % REPEAT
         its_lse = tl.load(lse + place, mask=live, other=float("inf"))  # a row past the end has no weight
         its_delta = tl.load(delta + place, mask=live, other=0.0)
@@ -263,7 +246,7 @@ def packed_attention_triton(q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, s
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, scale: float) -> Tensor:
-        q, k, v = (_dense_heads(x) for x in (q, k, v))
+        q, k, v = (dense_heads(x) for x in (q, k, v))
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
         if q.numel():
@@ -308,10 +291,6 @@ def _children(parent: Tensor) -> tuple[Tensor, Tensor]:
     return children, torch.searchsorted(ordered, segments)
 
 
-def _dense_heads(x: Tensor) -> Tensor:
-    return x if x.stride(2) == 1 else x.contiguous()
-
-
 def _strides(*tensors: Tensor) -> list[int]:
     return [stride for tensor in tensors for stride in tensor.stride()[:2]]
 
@@ -321,3 +300,30 @@ def _launch(q: Tensor, k: Tensor, kernel: str) -> tuple[int, dict[str, int], dic
     repeat, width = q.shape[1] // k.shape[1], max(16, triton.next_power_of_2(q.shape[2]))
     tile = BLOCKS[q.dtype][64 if width <= 64 else 128][kernel]
     return repeat, {"REPEAT": repeat, "DH": q.shape[2], "WIDTH": width}, tile | FUSION
+
+
+REGISTER_BUDGET = 255
+
+
+def _case(name: str, kernel: Any, dtype: torch.dtype, repeat: int, dim: int) -> CompileCase:
+    data, width = f"*{TYPE_NAMES[dtype]}", max(16, triton.next_power_of_2(dim))
+    tile = BLOCKS[dtype][64 if width <= 64 else 128][name]
+    signature = dict.fromkeys(("q", "k", "v", "out", "grad", "dq", "dk", "dv"), data)
+    signature |= dict.fromkeys(("lse", "delta"), "*fp32") | dict.fromkeys(("scale", "plain_scale"), "fp32")
+    signature |= dict.fromkeys(("tiles", "offsets", "parents", "children", "child_offsets"), "*i32")
+    signature |= {"children": "*i64", "child_offsets": "*i64", "heads": "i32"}
+    signature |= {f"stride_{x}{head}": "i32:16" for x in "qkv" for head in ("", "_head")}
+    constexprs = {"REPEAT": repeat, "DH": dim, "WIDTH": width, "ROWS": tile["ROWS"], "KEYS": tile["KEYS"]}
+    return CompileCase(
+        f"packed_attention.{name}/Dh={dim}", TYPE_NAMES[dtype], kernel,
+        {key: kind for key, kind in signature.items() if key in kernel.arg_names}, constexprs,
+        tile["num_warps"], tile["num_stages"], REGISTER_BUDGET,
+    )  # fmt: skip
+
+
+COMPILE_CASES = [
+    _case(name, kernel, dtype, repeat, dim)
+    for dtype in TYPE_NAMES
+    for name, kernel in (("forward", _forward), ("queries", _grad_queries), ("keys", _grad_keys))
+    for repeat, dim in ((3, 64), (4, 128), (4, 80))
+]
