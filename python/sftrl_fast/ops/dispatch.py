@@ -108,8 +108,14 @@ OPS: dict[str, dict[str, Implementation]] = {
         "triton": _triton("sample:sample_triton"),
         "torch": Implementation("sftrl_fast.ops.sample:sample_torch"),
     },
-    "cached_attention": {"torch": Implementation("sftrl_fast.ops.attention:cached_attention_torch")},
-    "packed_attention": {"torch": Implementation("sftrl_fast.ops.attention:packed_attention_torch")},
+    "cached_attention": {
+        "triton": _triton("cached_attention:cached_attention_triton"),
+        "torch": Implementation("sftrl_fast.ops.attention:cached_attention_torch"),
+    },
+    "packed_attention": {
+        "triton": _triton("packed_attention:packed_attention_triton"),
+        "torch": Implementation("sftrl_fast.ops.attention:packed_attention_torch"),
+    },
     "swiglu": {
         "triton": _triton("swiglu:swiglu_triton"),
         "cpp": _cpp("swiglu:swiglu_cpp"),
