@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sftrl_fast.core import UserError
+
 
 def ragged_tiles(offsets: Tensor, total: int, repeat: int, block: int) -> Tensor:
     """int32 ``[programs, 2]``: the segment of a program (-1: none) and the first row of its block in that segment.
@@ -31,6 +33,13 @@ def ragged_tiles(offsets: Tensor, total: int, repeat: int, block: int) -> Tensor
 def dense_heads(x: Tensor) -> Tensor:
     """``x`` with the numbers of a head one after another; heads and tokens may be apart."""
     return x if x.stride(2) == 1 else x.contiguous()
+
+
+def padded_head(dim: int) -> int:
+    """Numbers of a head in a tile: a power of two. Raises :class:`UserError` over 256."""
+    if dim > 256:
+        raise UserError(f"q has Dh {dim}; needed: at most 256 for impl 'triton'")
+    return max(16, triton.next_power_of_2(dim))
 
 
 @triton.jit

@@ -1,14 +1,13 @@
 """``cached_attention`` on the GPU.
 
-The context of a sequence, first its prefix, then its own tokens, is cut into chunks of :data:`CHUNK` tokens. Each
-chunk has its own softmax, and the chunks are brought together one after another, in one order whoever does it:
+With a few queries a sequence (decoding) the context is cut into chunks of :data:`CHUNK` tokens, a program each: a
+chunk of a prefix is read once for a tile of all queries of the group, a chunk of own tokens for those of one sequence.
+A second kernel brings a row's parts together in the order of the context. Chunks do not depend on the batch.
 
-- a few queries a sequence (decoding): a program a chunk. A prefix chunk is read once for a tile of all queries of the
-  group, an own chunk for those of one sequence; a second kernel brings the parts together.
-- many queries a sequence (prefill): a program takes a tile of one sequence's queries through all its chunks.
+With many queries a sequence (prefill) a program takes a tile of one sequence's queries through its whole context.
 
-So the same tiles give the same bits either way, and nothing depends on a sequence's neighbours but the choice between
-the two, whose tiles differ in height (on some GPUs in the tensor-core instruction, hence in the last bits).
+Nothing is atomic, and a sequence's neighbours change no bit but through the choice between the two, which sum in
+another order: one sequence with more queries than :data:`OWN_ROWS` takes the whole batch the second way.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sftrl_fast.kernels.attention_tiles import dense_heads, load_rows, ragged_tiles, softmax_step
-from sftrl_fast.kernels.compile_case import FUSION, TYPE_NAMES, CompileCase, Work, padded
+from sftrl_fast.kernels.attention_tiles import dense_heads, load_rows, padded_head, ragged_tiles, softmax_step
+from sftrl_fast.kernels.compile_case import FUSION, TYPE_NAMES, CompileCase
 from sftrl_fast.ops.attention import CacheRows
 
 CHUNK = 256
@@ -34,40 +33,28 @@ OWN_ROWS = 16
 """Rows (query heads x tokens) of a sequence's tile when decoding; more only if a key head has more query heads."""
 
 HALF = {
-    64: {
-        "parts": {"GROUP_ROWS": 64, "KEYS": 64, "num_warps": 4, "num_stages": 3},
-        "whole": {"ROWS": 64, "KEYS": 64, "num_warps": 4, "num_stages": 2},
-    },
-    128: {
-        "parts": {"GROUP_ROWS": 64, "KEYS": 32, "num_warps": 4, "num_stages": 3},
-        "whole": {"ROWS": 64, "KEYS": 32, "num_warps": 4, "num_stages": 3},
-    },
+    64: {"parts": (64, 64, 4, 5), "whole": (64, 64, 4, 4)},
+    128: {"parts": (64, 32, 4, 5), "whole": (64, 32, 4, 4)},
+    256: {"parts": (32, 32, 8, 3), "whole": (64, 32, 8, 3)},
 }
 SINGLE = {
-    64: {
-        "parts": {"GROUP_ROWS": 32, "KEYS": 32, "num_warps": 4, "num_stages": 2},
-        "whole": {"ROWS": 32, "KEYS": 32, "num_warps": 4, "num_stages": 2},
-    },
-    128: {
-        "parts": {"GROUP_ROWS": 32, "KEYS": 32, "num_warps": 8, "num_stages": 2},
-        "whole": {"ROWS": 32, "KEYS": 32, "num_warps": 8, "num_stages": 2},
-    },
+    64: {"parts": (32, 16, 4, 3), "whole": (32, 32, 4, 2)},
+    128: {"parts": (32, 16, 8, 2), "whole": (32, 16, 4, 2)},
+    256: {"parts": (16, 16, 8, 2), "whole": (16, 16, 8, 2)},
 }
-BLOCKS = {torch.bfloat16: HALF, torch.float16: HALF, torch.float32: SINGLE}
-"""Type -> widest head -> kernel -> its tiles, and how they are computed."""
+TILES = {torch.bfloat16: HALF, torch.float16: HALF, torch.float32: SINGLE}
+"""Type -> widest head -> kernel -> rows (of a group, or of a sequence) and KEYS of a tile, warps and stages. A table
+of pages is read a stage ahead of the keys: five stages keep two tiles of keys under way."""
 MERGE_HEADS, MERGE_WARPS, MERGE_STAGES = 4, 2, 3
 
 
 @triton.jit
-def _chunk(
-    q, k_cache, v_cache, pages, start, stop, seen, kv_head, kv_heads, scale,
-    PAGE: tl.constexpr, DH: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+def _walk(
+    acc, top, total, q, k_cache, v_cache, pages, start, stop, seen, kv_head, kv_heads, scale,
+    PAGE: tl.constexpr, DH: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """The softmax over the tokens ``start : stop`` in ``pages`` of a tile whose rows see ``seen`` tokens there."""
+    """Bring the tokens ``start : stop`` in ``pages`` into the softmax of a tile whose rows see ``seen`` of them all."""
     at = tl.arange(0, WIDTH)
-    acc = tl.zeros((ROWS, WIDTH), tl.float32)
-    top = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
     for first in range(start, stop, KEYS):
         key = first + tl.arange(0, KEYS)
         page = tl.load(pages + key // PAGE, mask=key < stop, other=0)
@@ -78,15 +65,6 @@ def _chunk(
         visible = key[None, :] < seen[:, None]
         acc, top, total = softmax_step(acc, top, total, q, k, v, visible, scale)
     return acc, top, total
-
-
-@triton.jit
-def _merge(acc, top, total, its_acc, its_top, its_total):
-    """A further chunk of the same rows."""
-    new_top = tl.maximum(top, its_top)
-    level = tl.where(new_top == float("-inf"), 0.0, new_top)
-    decay, its_decay = tl.exp2(top - level), tl.exp2(its_top - level)
-    return acc * decay[:, None] + its_acc * its_decay[:, None], new_top, total * decay + its_total * its_decay
 
 
 @triton.jit
@@ -101,9 +79,12 @@ def _part(
     live = row < count * REPEAT
     its_q = load_rows(q, begin, row, live, kv_head, stride_q, stride_q_head, REPEAT, DH, WIDTH)
     seen = before + row // REPEAT + 1 if CAUSAL else tl.zeros_like(row) + stop
-    its_acc, top, total = _chunk(
-        its_q, k_cache, v_cache, pages, start, stop, seen, kv_head, kv_heads, scale,
-        PAGE, DH, WIDTH, ROWS, KEYS,
+    its_acc = tl.zeros((ROWS, WIDTH), tl.float32)
+    top = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    its_acc, top, total = _walk(
+        its_acc, top, total, its_q, k_cache, v_cache, pages, start, stop, seen, kv_head, kv_heads, scale,
+        PAGE, DH, WIDTH, KEYS,
     )  # fmt: skip
     at = tl.arange(0, WIDTH)
     plane = tl.cast(tokens, tl.int64) * heads
@@ -179,7 +160,12 @@ def _merge_parts(
         its_top = tl.load(stats + place, mask=live, other=0.0)
         its_total = tl.load(stats + slots * plane + place, mask=live, other=1.0)
         its_acc = tl.load(acc + place[:, None] * DH + at[None, :], mask=inside, other=0.0)
-        total_acc, top, total = _merge(total_acc, top, total, its_acc, its_top, its_total)
+        new_top = tl.maximum(top, its_top)
+        level = tl.where(new_top == float("-inf"), 0.0, new_top)
+        decay, its_decay = tl.exp2(top - level), tl.exp2(its_top - level)
+        total_acc = total_acc * decay[:, None] + its_acc * its_decay[:, None]
+        total = total * decay + its_total * its_decay
+        top = new_top
     place = (tl.cast(token, tl.int64) * heads + head)[:, None] * DH + at[None, :]
     tl.store(out + place, (total_acc / total[:, None]).to(out.dtype.element_ty), mask=inside)
 
@@ -188,10 +174,10 @@ def _merge_parts(
 def _whole(
     q, k_cache, v_cache, out, tiles, query_offsets, prefix_of, prefix_pages, prefix_lengths,
     own_pages, own_lengths, scale, heads, kv_heads, prefix_width, own_width, stride_q, stride_q_head,
-    REPEAT: tl.constexpr, PAGE: tl.constexpr, DH: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr,
+    REPEAT: tl.constexpr, PAGE: tl.constexpr, DH: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
 ):  # fmt: skip
-    """All chunks of a tile of one sequence's queries."""
+    """The whole context of a tile of one sequence's queries."""
     sequence, first = tl.load(tiles + 2 * tl.program_id(0)), tl.load(tiles + 2 * tl.program_id(0) + 1)
     if sequence < 0:
         return
@@ -208,21 +194,14 @@ def _whole(
     prefix = tl.load(prefix_lengths + group)
     before = tl.load(own_lengths + sequence) - count
     own = before + tl.minimum(count, (first + ROWS - 1) // REPEAT + 1)
-    prefix_chunks = tl.cdiv(prefix, CHUNK)
-    for chunk in range(prefix_chunks + tl.cdiv(own, CHUNK)):
-        # One loop over both: a second copy of its body would be as large again.
-        shared = chunk < prefix_chunks
-        start = tl.where(shared, chunk, chunk - prefix_chunks) * CHUNK
-        stop = tl.minimum(start + CHUNK, tl.where(shared, prefix, own))
-        pages = prefix_pages + tl.cast(group, tl.int64) * prefix_width
-        if not shared:
-            pages = own_pages + tl.cast(sequence, tl.int64) * own_width
-        seen = tl.where(shared, prefix, before + row // REPEAT + 1)
-        its_acc, its_top, its_total = _chunk(
-            its_q, k_cache, v_cache, pages, start, stop, seen, kv_head, kv_heads, scale,
-            PAGE, DH, WIDTH, ROWS, KEYS,
-        )  # fmt: skip
-        acc, top, total = _merge(acc, top, total, its_acc, its_top, its_total)
+    acc, top, total = _walk(
+        acc, top, total, its_q, k_cache, v_cache, prefix_pages + tl.cast(group, tl.int64) * prefix_width,
+        0, prefix, tl.zeros_like(row) + prefix, kv_head, kv_heads, scale, PAGE, DH, WIDTH, KEYS,
+    )  # fmt: skip
+    acc, top, total = _walk(
+        acc, top, total, its_q, k_cache, v_cache, own_pages + tl.cast(sequence, tl.int64) * own_width,
+        0, own, before + row // REPEAT + 1, kv_head, kv_heads, scale, PAGE, DH, WIDTH, KEYS,
+    )  # fmt: skip
     at = tl.arange(0, WIDTH)
     place = (begin + row // REPEAT).to(tl.int64) * heads + kv_head * REPEAT + row % REPEAT
     result = (acc / total[:, None]).to(out.dtype.element_ty)
@@ -254,13 +233,12 @@ def cached_attention_triton(
 def _run_whole(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, out: Tensor, rows: CacheRows, scale: float
 ) -> None:
-    shape, block = _launch(q, k_cache, "whole")
-    kv_heads = k_cache.shape[1]
-    plan = _plan(rows, len(q), shape["REPEAT"], block["ROWS"], None)
+    launch, kv_heads = _launch(q, k_cache, "whole"), k_cache.shape[1]
+    plan = _plan(rows, len(q), launch["REPEAT"], launch["ROWS"], None)
     _whole[(len(plan.own_tiles), kv_heads)](
         q, k_cache, v_cache, out, plan.own_tiles, rows.query_offsets, rows.prefix_of, rows.prefix_pages,
         rows.prefix_lengths, rows.own_pages, rows.own_lengths, scale, q.shape[1], kv_heads,
-        rows.prefix_pages.shape[1], rows.own_pages.shape[1], *q.stride()[:2], **shape, **block,
+        rows.prefix_pages.shape[1], rows.own_pages.shape[1], *q.stride()[:2], **launch,
     )  # fmt: skip
 
 
@@ -274,8 +252,8 @@ def _run_parts(
     chunks: list[int],
 ) -> None:
     (tokens, heads, width), kv_heads, (prefix_slots, own_slots) = q.shape, k_cache.shape[1], chunks
-    shape, block = _launch(q, k_cache, "parts")
-    plan = _plan(rows, tokens, shape["REPEAT"], block["OWN_ROWS"], block["GROUP_ROWS"])
+    launch = _launch(q, k_cache, "parts")
+    plan = _plan(rows, tokens, launch["REPEAT"], launch["OWN_ROWS"], launch["GROUP_ROWS"])
     slots, groups = prefix_slots + own_slots, len(plan.group_tiles) if prefix_slots else 0
     acc = torch.empty((slots, tokens, heads, width), dtype=torch.float32, device=q.device)
     stats = torch.empty((2, slots, tokens, heads), dtype=torch.float32, device=q.device)
@@ -283,23 +261,25 @@ def _run_parts(
         q, k_cache, v_cache, acc, stats, plan.group_tiles, plan.group_offsets, plan.own_tiles,
         rows.query_offsets, rows.prefix_pages, rows.prefix_lengths, rows.own_pages, rows.own_lengths, scale,
         tokens, heads, kv_heads, groups, rows.prefix_pages.shape[1], rows.own_pages.shape[1], prefix_slots,
-        slots, *q.stride()[:2], **shape, **block,
+        slots, *q.stride()[:2], **launch,
     )  # fmt: skip
     _merge_parts[(tokens, triton.cdiv(heads, MERGE_HEADS))](
         acc, stats, out, plan.sequence_of, rows.query_offsets, rows.prefix_of, rows.prefix_lengths,
-        rows.own_lengths, tokens, heads, prefix_slots, slots, DH=width, WIDTH=shape["WIDTH"], CHUNK=CHUNK,
+        rows.own_lengths, tokens, heads, prefix_slots, slots, DH=width, WIDTH=launch["WIDTH"], CHUNK=CHUNK,
         HEADS=MERGE_HEADS, STAGES=MERGE_STAGES, num_warps=MERGE_WARPS, **FUSION,
     )  # fmt: skip
 
 
-def _launch(q: Tensor, k_cache: Tensor, kernel: str) -> tuple[dict[str, int], dict[str, Any]]:
-    """The kernel's sizes, and its tiles."""
-    repeat, width = q.shape[1] // k_cache.shape[1], max(16, triton.next_power_of_2(q.shape[2]))
-    block = dict(BLOCKS[q.dtype][64 if width <= 64 else 128][kernel])
+def _launch(q: Tensor, k_cache: Tensor, kernel: str) -> dict[str, Any]:
+    """The kernel's sizes, its tiles, and how they are computed."""
+    repeat, width = q.shape[1] // k_cache.shape[1], padded_head(q.shape[2])
+    tile_rows, tile_keys, warps, stages = TILES[q.dtype][max(64, width)][kernel]
+    tile = {"ROWS": tile_rows, "KEYS": tile_keys, "num_warps": warps, "num_stages": stages}
     if kernel == "parts":
-        block["OWN_ROWS"] = min(max(OWN_ROWS, triton.next_power_of_2(repeat)), block["GROUP_ROWS"])
-    sizes = {"REPEAT": repeat, "PAGE": k_cache.shape[2], "DH": q.shape[2], "WIDTH": width, "CHUNK": CHUNK}
-    return sizes, block | FUSION
+        own_rows = min(max(OWN_ROWS, triton.next_power_of_2(repeat)), tile_rows)
+        tile |= {"GROUP_ROWS": tile.pop("ROWS"), "OWN_ROWS": own_rows, "CHUNK": CHUNK}
+    sizes = {"REPEAT": repeat, "PAGE": k_cache.shape[2], "DH": q.shape[2], "WIDTH": width}
+    return sizes | tile | FUSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,19 +318,18 @@ REGISTER_BUDGET = {"parts": 255, "whole": 255, "merge": 64}
 
 
 def _case(name: str, kernel: Any, dtype: torch.dtype, repeat: int, dim: int) -> CompileCase:
-    q, cache = torch.empty(1, repeat, dim, dtype=dtype), torch.empty(1, 1, 16, dim)
-    shape, block = _launch(q, cache, name)
+    launch = _launch(torch.empty(1, repeat, dim, dtype=dtype), torch.empty(1, 1, 16, dim), name)
     data, numbers = f"*{TYPE_NAMES[dtype]}", ("prefix_lengths", "own_lengths", "prefix_pages", "own_pages")
     signature = dict.fromkeys(("q", "k_cache", "v_cache", "out"), data) | {"acc": "*fp32", "stats": "*fp32"}
     tables = ("tiles", "group_tiles", "group_offsets", "own_tiles", "query_offsets", "prefix_of", *numbers)
     signature |= dict.fromkeys(tables, "*i32") | {"scale": "fp32"}
     sizes = ("tokens", "heads", "kv_heads", "groups", "prefix_width", "own_width", "prefix_slots", "slots")
     signature |= dict.fromkeys(sizes, "i32") | {"stride_q": "i32:16", "stride_q_head": "i32:16"}
-    launch = block["num_warps"], block["num_stages"], REGISTER_BUDGET[name]
-    constexprs = {key: value for key, value in (shape | block).items() if key.isupper()}
     return CompileCase(
         f"cached_attention.{name}/Dh={dim}", TYPE_NAMES[dtype], kernel,
-        {key: kind for key, kind in signature.items() if key in kernel.arg_names}, constexprs, *launch,
+        {key: kind for key, kind in signature.items() if key in kernel.arg_names},
+        {key: value for key, value in launch.items() if key.isupper()},
+        launch["num_warps"], launch["num_stages"], REGISTER_BUDGET[name],
     )  # fmt: skip
 
 
@@ -368,7 +347,11 @@ def _merge_case(dtype: torch.dtype, dim: int) -> CompileCase:
 
 COMPILE_CASES = [
     _case(name, kernel, dtype, repeat, dim)
-    for dtype in TYPE_NAMES
     for name, kernel in (("parts", _parts), ("whole", _whole))
-    for repeat, dim in ((3, 64), (4, 128), (4, 80))
-] + [_merge_case(dtype, dim) for dtype in TYPE_NAMES for dim in (64, 128)]
+    for dtype, dims in (
+        (torch.bfloat16, ((3, 64), (4, 80), (4, 128), (2, 256))),
+        (torch.float32, ((3, 64), (4, 128), (2, 256))),
+        (torch.float16, ((3, 64),)),
+    )
+    for repeat, dim in dims
+] + [_merge_case(torch.bfloat16, 64), _merge_case(torch.bfloat16, 128), _merge_case(torch.float32, 256)]

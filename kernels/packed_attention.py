@@ -16,36 +16,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sftrl_fast.kernels.attention_tiles import dense_heads, load_rows, ragged_tiles, softmax_step
-from sftrl_fast.kernels.compile_case import FUSION, TYPE_NAMES, CompileCase, Work, padded
+from sftrl_fast.kernels.attention_tiles import dense_heads, load_rows, padded_head, ragged_tiles, softmax_step
+from sftrl_fast.kernels.compile_case import FUSION, TYPE_NAMES, CompileCase
 from sftrl_fast.ops.attention import PackedRows
 
 HALF = {
-    64: {
-        "forward": {"ROWS": 64, "KEYS": 64, "num_warps": 4, "num_stages": 3},
-        "queries": {"ROWS": 64, "KEYS": 64, "num_warps": 4, "num_stages": 2},
-        "keys": {"ROWS": 64, "KEYS": 64, "num_warps": 4, "num_stages": 2},
-    },
-    128: {
-        "forward": {"ROWS": 64, "KEYS": 64, "num_warps": 4, "num_stages": 2},
-        "queries": {"ROWS": 64, "KEYS": 64, "num_warps": 8, "num_stages": 2},
-        "keys": {"ROWS": 64, "KEYS": 64, "num_warps": 8, "num_stages": 2},
-    },
+    64: {"forward": (64, 64, 4, 3), "queries": (64, 32, 4, 3), "keys": (32, 64, 4, 2)},
+    128: {"forward": (64, 32, 4, 3), "queries": (64, 32, 8, 2), "keys": (32, 64, 8, 2)},
+    256: {"forward": (64, 32, 8, 2), "queries": (32, 32, 8, 2), "keys": (32, 32, 8, 2)},
 }
 SINGLE = {
-    64: {
-        "forward": {"ROWS": 32, "KEYS": 32, "num_warps": 4, "num_stages": 2},
-        "queries": {"ROWS": 32, "KEYS": 32, "num_warps": 4, "num_stages": 2},
-        "keys": {"ROWS": 32, "KEYS": 32, "num_warps": 4, "num_stages": 2},
-    },
-    128: {
-        "forward": {"ROWS": 32, "KEYS": 32, "num_warps": 4, "num_stages": 2},
-        "queries": {"ROWS": 32, "KEYS": 32, "num_warps": 8, "num_stages": 2},
-        "keys": {"ROWS": 32, "KEYS": 32, "num_warps": 8, "num_stages": 2},
-    },
+    64: {"forward": (32, 32, 4, 2), "queries": (32, 32, 4, 2), "keys": (16, 32, 4, 2)},
+    128: {"forward": (32, 16, 4, 2), "queries": (16, 32, 8, 2), "keys": (16, 32, 8, 2)},
+    256: {"forward": (16, 16, 8, 2), "queries": (16, 16, 8, 2), "keys": (16, 16, 8, 2)},
 }
-BLOCKS = {torch.bfloat16: HALF, torch.float16: HALF, torch.float32: SINGLE}
-"""Type -> widest head -> kernel -> rows (query heads x tokens) and keys of a tile, and how it is computed."""
+TILES = {torch.bfloat16: HALF, torch.float16: HALF, torch.float32: SINGLE}
+"""Type -> widest head -> kernel -> ROWS (query heads x tokens) and KEYS of a tile, warps and stages."""
 
 
 @triton.jit
@@ -250,11 +236,11 @@ class _PackedAttention(torch.autograd.Function):
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
         if q.numel():
-            repeat, shape, block = _launch(q, k, "forward")
-            tiles = ragged_tiles(rows.offsets, len(q), repeat, block["ROWS"])
+            launch = _launch(q, k, "forward")
+            tiles = ragged_tiles(rows.offsets, len(q), launch["REPEAT"], launch["ROWS"])
             _forward[(len(tiles), k.shape[1])](
                 q, k, v, out, lse, tiles, rows.offsets, rows.parent, scale / math.log(2), q.shape[1],
-                *_strides(q, k, v), **shape, **block,
+                *_strides(q, k, v), **launch,
             )  # fmt: skip
         ctx.save_for_backward(q, k, v, out, lse, rows.offsets, rows.parent)
         ctx.scale = scale
@@ -269,17 +255,17 @@ class _PackedAttention(torch.autograd.Function):
         if not q.numel():
             return dq, dk, dv, None, None
         delta, heads, scales = torch.empty_like(lse), q.shape[1], (ctx.scale / math.log(2), ctx.scale)
-        repeat, shape, block = _launch(q, k, "queries")
-        tiles = ragged_tiles(offsets, len(q), repeat, block["ROWS"])
+        launch = _launch(q, k, "queries")
+        tiles = ragged_tiles(offsets, len(q), launch["REPEAT"], launch["ROWS"])
         _grad_queries[(len(tiles), k.shape[1])](
             q, k, v, out, grad, lse, delta, dq, tiles, offsets, parent, *scales, heads, *_strides(q, k, v),
-            **shape, **block,
+            **launch,
         )  # fmt: skip
-        _, _, block = _launch(q, k, "keys")
-        tiles = ragged_tiles(offsets, len(q), 1, block["KEYS"])
+        launch = _launch(q, k, "keys")
+        tiles = ragged_tiles(offsets, len(q), 1, launch["KEYS"])
         _grad_keys[(len(tiles), k.shape[1])](
             q, k, v, grad, lse, delta, dk, dv, tiles, offsets, *_children(parent), *scales, heads,
-            *_strides(q, k, v), **shape, **block,
+            *_strides(q, k, v), **launch,
         )  # fmt: skip
         return dq, dk, dv, None, None
 
@@ -295,35 +281,40 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [stride for tensor in tensors for stride in tensor.stride()[:2]]
 
 
-def _launch(q: Tensor, k: Tensor, kernel: str) -> tuple[int, dict[str, int], dict[str, Any]]:
-    """Query heads of a key head, the kernel's sizes, and its tile."""
-    repeat, width = q.shape[1] // k.shape[1], max(16, triton.next_power_of_2(q.shape[2]))
-    tile = BLOCKS[q.dtype][64 if width <= 64 else 128][kernel]
-    return repeat, {"REPEAT": repeat, "DH": q.shape[2], "WIDTH": width}, tile | FUSION
+def _launch(q: Tensor, k: Tensor, kernel: str) -> dict[str, Any]:
+    """The kernel's sizes, its tile, and how it is computed."""
+    width = padded_head(q.shape[2])
+    tile_rows, tile_keys, warps, stages = TILES[q.dtype][max(64, width)][kernel]
+    sizes = {"REPEAT": q.shape[1] // k.shape[1], "DH": q.shape[2], "WIDTH": width}
+    return sizes | {"ROWS": tile_rows, "KEYS": tile_keys, "num_warps": warps, "num_stages": stages} | FUSION
 
 
 REGISTER_BUDGET = 255
 
 
 def _case(name: str, kernel: Any, dtype: torch.dtype, repeat: int, dim: int) -> CompileCase:
-    data, width = f"*{TYPE_NAMES[dtype]}", max(16, triton.next_power_of_2(dim))
-    tile = BLOCKS[dtype][64 if width <= 64 else 128][name]
+    data = f"*{TYPE_NAMES[dtype]}"
+    launch = _launch(torch.empty(0, repeat, dim, dtype=dtype), torch.empty(0, 1, dim), name)
     signature = dict.fromkeys(("q", "k", "v", "out", "grad", "dq", "dk", "dv"), data)
     signature |= dict.fromkeys(("lse", "delta"), "*fp32") | dict.fromkeys(("scale", "plain_scale"), "fp32")
-    signature |= dict.fromkeys(("tiles", "offsets", "parents", "children", "child_offsets"), "*i32")
-    signature |= {"children": "*i64", "child_offsets": "*i64", "heads": "i32"}
+    signature |= dict.fromkeys(("tiles", "offsets", "parents"), "*i32") | {"heads": "i32"}
+    signature |= {"children": "*i64", "child_offsets": "*i64"}
     signature |= {f"stride_{x}{head}": "i32:16" for x in "qkv" for head in ("", "_head")}
-    constexprs = {"REPEAT": repeat, "DH": dim, "WIDTH": width, "ROWS": tile["ROWS"], "KEYS": tile["KEYS"]}
     return CompileCase(
         f"packed_attention.{name}/Dh={dim}", TYPE_NAMES[dtype], kernel,
-        {key: kind for key, kind in signature.items() if key in kernel.arg_names}, constexprs,
-        tile["num_warps"], tile["num_stages"], REGISTER_BUDGET,
+        {key: kind for key, kind in signature.items() if key in kernel.arg_names},
+        {key: value for key, value in launch.items() if key.isupper()},
+        launch["num_warps"], launch["num_stages"], REGISTER_BUDGET,
     )  # fmt: skip
 
 
 COMPILE_CASES = [
     _case(name, kernel, dtype, repeat, dim)
-    for dtype in TYPE_NAMES
     for name, kernel in (("forward", _forward), ("queries", _grad_queries), ("keys", _grad_keys))
-    for repeat, dim in ((3, 64), (4, 128), (4, 80))
+    for dtype, dims in (
+        (torch.bfloat16, ((3, 64), (4, 80), (4, 128), (2, 256))),
+        (torch.float32, ((3, 64), (4, 128), (2, 256))),
+        (torch.float16, ((3, 64),)),
+    )
+    for repeat, dim in dims
 ]

@@ -129,16 +129,6 @@ def test_more_query_heads_than_a_tile_has_rows(device: str, dtype: torch.dtype) 
 
 
 @pytest.mark.usefixtures("_short_chunks")
-def test_both_ways_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Cached(*DECODE, 16, (6, 2, 16))
-    parts = case.run("triton")
-    kernels = importlib.import_module("sftrl_fast.kernels.cached_attention")
-    monkeypatch.setattr(kernels, "OWN_ROWS", 0)
-    monkeypatch.setattr(kernels, "_run_parts", None)
-    assert torch.equal(case.run("triton"), parts)
-
-
-@pytest.mark.usefixtures("_short_chunks")
 @pytest.mark.parametrize(("device", "dtype"), SIDES)
 def test_neighbours_change_no_bit(device: str, dtype: torch.dtype) -> None:
     case = Cached(*DECODE, 16, (3, 1, 16), device, dtype)
@@ -201,7 +191,9 @@ def packed(
     """Tables, q k v as parts of one tensor, and a gradient of the output."""
     lengths, parent = wanted
     g, (heads, kv_heads, width), tokens = torch.Generator().manual_seed(len(lengths)), shape, sum(lengths)
-    rows = PackedRows(*(t.int().to(device) for t in (torch.tensor([0, *lengths]).cumsum(0), torch.tensor(parent))))
+    rows = PackedRows(
+        *(t.int().to(device) for t in (torch.tensor([0, *lengths]).cumsum(0), torch.tensor(parent)))
+    )
     rows.check(tokens)
     joined = torch.randn(tokens, heads + 2 * kv_heads, width, generator=g).to(device, dtype)
     grad = torch.randn(tokens, width, heads, generator=g).transpose(1, 2).to(device, dtype)
