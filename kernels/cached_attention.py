@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sftrl_fast.kernels.attention_tiles import dense_heads, load_rows, padded_head, ragged_tiles, softmax_step
+from sftrl_fast.kernels.attention_work import Groups, cached_work
 from sftrl_fast.kernels.compile_case import FUSION, TYPE_NAMES, CompileCase
 from sftrl_fast.ops.attention import CacheRows
 
@@ -33,18 +34,20 @@ OWN_ROWS = 16
 """Rows (query heads x tokens) of a sequence's tile when decoding; more only if a key head has more query heads."""
 
 HALF = {
-    64: {"parts": (64, 64, 4, 5), "whole": (64, 64, 4, 4)},
+    64: {"parts": (64, 64, 4, 5), "whole": (64, 32, 4, 5)},
     128: {"parts": (64, 32, 4, 5), "whole": (64, 32, 4, 4)},
     256: {"parts": (32, 32, 8, 3), "whole": (64, 32, 8, 3)},
 }
 SINGLE = {
-    64: {"parts": (32, 16, 4, 3), "whole": (32, 32, 4, 2)},
-    128: {"parts": (32, 16, 8, 2), "whole": (32, 16, 4, 2)},
-    256: {"parts": (16, 16, 8, 2), "whole": (16, 16, 8, 2)},
+    64: {"parts": (32, 16, 4, 3), "whole": (32, 16, 4, 2)},
+    128: {"parts": (32, 16, 8, 2), "whole": (32, 16, 8, 2)},
+    256: {"parts": (16, 16, 8, 3), "whole": (16, 16, 8, 2)},
 }
 TILES = {torch.bfloat16: HALF, torch.float16: HALF, torch.float32: SINGLE}
 """Type -> widest head -> kernel -> rows (of a group, or of a sequence) and KEYS of a tile, warps and stages. A table
 of pages is read a stage ahead of the keys: five stages keep two tiles of keys under way."""
+CHANGING = ("tokens", "groups", "prefix_width", "own_width", "prefix_slots", "slots")
+"""Numbers that differ from step to step: none of their values may cost a compilation."""
 MERGE_HEADS, MERGE_WARPS, MERGE_STAGES = 4, 2, 3
 
 
@@ -94,7 +97,7 @@ def _part(
     tl.store(stats + slots * plane + place, total, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _parts(
     q, k_cache, v_cache, acc, stats, group_tiles, group_offsets, own_tiles, query_offsets,
     prefix_pages, prefix_lengths, own_pages, own_lengths, scale, tokens, heads, kv_heads, groups,
@@ -135,7 +138,7 @@ def _parts(
                 )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _merge_parts(
     acc, stats, out, sequence_of, query_offsets, prefix_of, prefix_lengths, own_lengths,
     tokens, heads, prefix_slots, slots,
@@ -170,7 +173,7 @@ def _merge_parts(
     tl.store(out + place, (total_acc / total[:, None]).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _whole(
     q, k_cache, v_cache, out, tiles, query_offsets, prefix_of, prefix_pages, prefix_lengths,
     own_pages, own_lengths, scale, heads, kv_heads, prefix_width, own_width, stride_q, stride_q_head,
@@ -317,8 +320,12 @@ def _plan(rows: CacheRows, tokens: int, repeat: int, own_rows: int, group_rows: 
 REGISTER_BUDGET = {"parts": 255, "whole": 255, "merge": 64}
 
 
+def _shipped(name: str, repeat: int, dim: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+    return _launch(torch.empty(1, repeat, dim, dtype=dtype), torch.empty(1, 1, 16, dim), name)
+
+
 def _case(name: str, kernel: Any, dtype: torch.dtype, repeat: int, dim: int) -> CompileCase:
-    launch = _launch(torch.empty(1, repeat, dim, dtype=dtype), torch.empty(1, 1, 16, dim), name)
+    launch = _shipped(name, repeat, dim, dtype)
     data, numbers = f"*{TYPE_NAMES[dtype]}", ("prefix_lengths", "own_lengths", "prefix_pages", "own_pages")
     signature = dict.fromkeys(("q", "k_cache", "v_cache", "out"), data) | {"acc": "*fp32", "stats": "*fp32"}
     tables = ("tiles", "group_tiles", "group_offsets", "own_tiles", "query_offsets", "prefix_of", *numbers)
@@ -355,3 +362,11 @@ COMPILE_CASES = [
     )
     for repeat, dim in dims
 ] + [_merge_case(torch.bfloat16, 64), _merge_case(torch.bfloat16, 128), _merge_case(torch.float32, 256)]
+
+WORK = [
+    cached_work(Groups(8, 8, 130, 64, 1, 9, 3, 64, torch.bfloat16), _shipped("parts", 3, 64)),
+    cached_work(Groups(8, 16, 500, 400, 1, 32, 8, 128, torch.bfloat16), _shipped("parts", 4, 128)),
+    cached_work(Groups(1, 1, 0, 4000, 1, 9, 3, 64, torch.bfloat16), _shipped("parts", 3, 64)),
+    cached_work(Groups(8, 8, 130, 124, 60, 9, 3, 64, torch.bfloat16), _shipped("whole", 3, 64)),
+    cached_work(Groups(8, 1, 0, 1000, 1000, 32, 8, 128, torch.bfloat16), _shipped("whole", 4, 128)),
+]

@@ -17,18 +17,19 @@ import triton.language as tl
 from torch import Tensor
 
 from sftrl_fast.kernels.attention_tiles import dense_heads, load_rows, padded_head, ragged_tiles, softmax_step
+from sftrl_fast.kernels.attention_work import Groups, packed_work
 from sftrl_fast.kernels.compile_case import FUSION, TYPE_NAMES, CompileCase
 from sftrl_fast.ops.attention import PackedRows
 
 HALF = {
-    64: {"forward": (64, 64, 4, 3), "queries": (64, 32, 4, 3), "keys": (32, 64, 4, 2)},
+    64: {"forward": (64, 32, 4, 4), "queries": (64, 32, 4, 3), "keys": (32, 64, 4, 2)},
     128: {"forward": (64, 32, 4, 3), "queries": (64, 32, 8, 2), "keys": (32, 64, 8, 2)},
     256: {"forward": (64, 32, 8, 2), "queries": (32, 32, 8, 2), "keys": (32, 32, 8, 2)},
 }
 SINGLE = {
-    64: {"forward": (32, 32, 4, 2), "queries": (32, 32, 4, 2), "keys": (16, 32, 4, 2)},
+    64: {"forward": (32, 16, 4, 2), "queries": (32, 16, 4, 2), "keys": (16, 32, 4, 2)},
     128: {"forward": (32, 16, 4, 2), "queries": (16, 32, 8, 2), "keys": (16, 32, 8, 2)},
-    256: {"forward": (16, 16, 8, 2), "queries": (16, 16, 8, 2), "keys": (16, 16, 8, 2)},
+    256: {"forward": (16, 16, 8, 3), "queries": (16, 16, 8, 2), "keys": (16, 16, 8, 2)},
 }
 TILES = {torch.bfloat16: HALF, torch.float16: HALF, torch.float32: SINGLE}
 """Type -> widest head -> kernel -> ROWS (query heads x tokens) and KEYS of a tile, warps and stages."""
@@ -292,9 +293,12 @@ def _launch(q: Tensor, k: Tensor, kernel: str) -> dict[str, Any]:
 REGISTER_BUDGET = 255
 
 
+def _shipped(name: str, repeat: int, dim: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+    return _launch(torch.empty(0, repeat, dim, dtype=dtype), torch.empty(0, 1, dim), name)
+
+
 def _case(name: str, kernel: Any, dtype: torch.dtype, repeat: int, dim: int) -> CompileCase:
-    data = f"*{TYPE_NAMES[dtype]}"
-    launch = _launch(torch.empty(0, repeat, dim, dtype=dtype), torch.empty(0, 1, dim), name)
+    data, launch = f"*{TYPE_NAMES[dtype]}", _shipped(name, repeat, dim, dtype)
     signature = dict.fromkeys(("q", "k", "v", "out", "grad", "dq", "dk", "dv"), data)
     signature |= dict.fromkeys(("lse", "delta"), "*fp32") | dict.fromkeys(("scale", "plain_scale"), "fp32")
     signature |= dict.fromkeys(("tiles", "offsets", "parents"), "*i32") | {"heads": "i32"}
@@ -317,4 +321,20 @@ COMPILE_CASES = [
         (torch.float16, ((3, 64),)),
     )
     for repeat, dim in dims
+]
+
+WORK = [
+    work
+    for at in (
+        Groups(1, 8, 130, 60, 60, 9, 3, 64, torch.bfloat16),
+        Groups(8, 8, 130, 60, 60, 9, 3, 64, torch.bfloat16),
+        Groups(4, 8, 500, 400, 400, 32, 8, 128, torch.bfloat16),
+    )
+    for work in packed_work(
+        at,
+        {
+            name: _shipped(name, at.heads // at.kv_heads, at.dim, at.dtype)
+            for name in ("forward", "queries", "keys")
+        },
+    )
 ]
