@@ -26,7 +26,6 @@ from torch import Tensor
 from sftrl_fast.kernels.attention_tiles import dense_heads, load_rows, padded_head, ragged_tiles, softmax_step
 from sftrl_fast.kernels.attention_work import Groups, cached_work
 from sftrl_fast.kernels.compile_case import FUSION, TYPE_NAMES, CompileCase
-from sftrl_fast.ops.attention import CacheRows
 
 CHUNK = 256
 """Tokens of a chunk: its parts then cost a few hundredths of the bytes of its keys and values."""
@@ -211,10 +210,8 @@ def _whole(
     tl.store(out + place[:, None] * DH + at[None, :], result, mask=live[:, None] & (at < DH)[None, :])
 
 
-def cached_attention_triton(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, rows: CacheRows, scale: float
-) -> Tensor:
-    """Arguments as checked by :func:`sftrl_fast.ops.attention.cached_attention`.
+def cached_attention_triton(q: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Any, scale: float) -> Tensor:
+    """Arguments as checked by :func:`sftrl_fast.ops.attention.cached_attention`, ``rows`` its ``CacheRows``.
 
     Which program takes which rows is found at the first call with ``rows`` and kept with it: its tables
     ``query_offsets`` and ``prefix_of`` must not be changed in place. For a CUDA graph make ``rows`` while capturing.
@@ -233,9 +230,7 @@ def cached_attention_triton(
     return out
 
 
-def _run_whole(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, out: Tensor, rows: CacheRows, scale: float
-) -> None:
+def _run_whole(q: Tensor, k_cache: Tensor, v_cache: Tensor, out: Tensor, rows: Any, scale: float) -> None:
     launch, kv_heads = _launch(q, k_cache, "whole"), k_cache.shape[1]
     plan = _plan(rows, len(q), launch["REPEAT"], launch["ROWS"], None)
     _whole[(len(plan.own_tiles), kv_heads)](
@@ -250,7 +245,7 @@ def _run_parts(
     k_cache: Tensor,
     v_cache: Tensor,
     out: Tensor,
-    rows: CacheRows,
+    rows: Any,
     scale: float,
     chunks: list[int],
 ) -> None:
@@ -296,11 +291,11 @@ class _Plan:
     sequence_of: Tensor
 
 
-_plans: WeakKeyDictionary[CacheRows, dict[Hashable, _Plan]] = WeakKeyDictionary()
+_plans: WeakKeyDictionary[Any, dict[Hashable, _Plan]] = WeakKeyDictionary()
 """One for each step, not for each layer."""
 
 
-def _plan(rows: CacheRows, tokens: int, repeat: int, own_rows: int, group_rows: int | None) -> _Plan:
+def _plan(rows: Any, tokens: int, repeat: int, own_rows: int, group_rows: int | None) -> _Plan:
     kept, key = _plans.setdefault(rows, {}), (repeat, own_rows, group_rows)
     if key not in kept:
         offsets, groups = rows.query_offsets, len(rows.prefix_lengths)

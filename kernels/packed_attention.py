@@ -19,7 +19,6 @@ from torch import Tensor
 from sftrl_fast.kernels.attention_tiles import dense_heads, load_rows, padded_head, ragged_tiles, softmax_step
 from sftrl_fast.kernels.attention_work import Groups, packed_work
 from sftrl_fast.kernels.compile_case import FUSION, TYPE_NAMES, CompileCase
-from sftrl_fast.ops.attention import PackedRows
 
 HALF = {
     64: {"forward": (64, 32, 4, 4), "queries": (64, 32, 4, 3), "keys": (32, 64, 4, 2)},
@@ -224,15 +223,15 @@ def _grad_keys(
     tl.store(dv + place, acc_v.to(dv.dtype.element_ty), mask=inside)
 
 
-def packed_attention_triton(q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, scale: float) -> Tensor:
-    """Arguments as checked by :func:`sftrl_fast.ops.attention.packed_attention`."""
+def packed_attention_triton(q: Tensor, k: Tensor, v: Tensor, rows: Any, scale: float) -> Tensor:
+    """Arguments as checked by :func:`sftrl_fast.ops.attention.packed_attention`, ``rows`` its ``PackedRows``."""
     result: Tensor = _PackedAttention.apply(q, k, v, rows, scale)
     return result
 
 
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, scale: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: Any, scale: float) -> Tensor:
         q, k, v = (dense_heads(x) for x in (q, k, v))
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
