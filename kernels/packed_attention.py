@@ -22,7 +22,7 @@ from sftrl_fast.kernels.compile_case import FUSION, TYPE_NAMES, CompileCase
 
 HALF = {
     64: {"forward": (64, 32, 4, 4), "queries": (64, 32, 4, 3), "keys": (32, 64, 4, 2)},
-    128: {"forward": (64, 32, 4, 3), "queries": (64, 32, 8, 2), "keys": (32, 64, 8, 2)},
+    128: {"forward": (64, 32, 4, 3), "queries": (64, 32, 4, 2), "keys": (32, 64, 8, 2)},
     256: {"forward": (64, 32, 8, 2), "queries": (32, 32, 8, 2), "keys": (32, 32, 8, 2)},
 }
 SINGLE = {

@@ -35,7 +35,8 @@ SHAPES = [(2, 2, 16), (3, 1, 64), (6, 2, 80)]
 @pytest.fixture(autouse=True)
 def _poisoned_buffers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a kernel does not write must show; and the test runs where its device is."""
-    device = getattr(request.node, "callspec", None) and request.node.callspec.params.get("device", "cpu")
+    arguments = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    device = arguments.get("device", "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     if device == "cpu" and not interpreting():
