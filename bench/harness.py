@@ -53,9 +53,19 @@ class Row:
 class Bench:
     """Collects the rows of one script; :meth:`finish` prints and writes them."""
 
-    def __init__(self, name: str, description: str, argv: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        description: str,
+        argv: Sequence[str] | None = None,
+        options: Callable[[argparse.ArgumentParser], None] | None = None,
+    ) -> None:
+        """Read the command line; ``options`` adds the script's own, which are found in ``args`` then."""
         self.name = name
-        self.args = _parser(description).parse_args(argv)
+        parser = _parser(description)
+        if options is not None:
+            options(parser)
+        self.args = parser.parse_args(argv)
         self.rows: list[Row] = []
         self.absent: dict[str, str] = {}
         self.machine, self.commit = machine(), commit()
@@ -74,7 +84,8 @@ class Bench:
         repeat: int = 5,
         warmup: int = 1,
         scale: str = "s",
-    ) -> None:
+        memory: bool = True,
+    ) -> dict[str, float]:
         """Time the sides in turn (A B A B ...); add a row of median time and one of memory for each.
 
         Args:
@@ -85,35 +96,80 @@ class Bench:
             ratio_to: the side that ratios are against. It may be absent if :meth:`missing` said so.
             repeat, warmup: timed and untimed runs of each side.
             scale: unit of time of the recorded value: ``s``, ``ms``, ``us`` or ``ns``.
+            memory: whether to add the rows of memory.
+
+        Returns the median seconds of each side's runs.
 
         Memory is the growth of the process's peak resident size during a run, median over the runs, where the
         kernel lets a process reset its peak (Linux), else None; on a GPU a further row gives the peak
         allocation.
         """
+        runs = self._in_turn(sides, ratio_to, repeat, warmup)
+        seconds = _median_seconds(runs)
+        for impl, of_side in runs.items():
+            value = seconds[impl] * SCALES[scale] / per
+            self.value(case, impl, metric, value, unit, *_ratio(seconds, impl, ratio_to))
+            if memory:
+                self._memory(case, impl, "peak memory growth", of_side)
+        self._profile_each(case, sides)
+        return seconds
+
+    def compare_rate(
+        self,
+        case: str,
+        metric: str,
+        unit: str,
+        sides: Mapping[str, Callable[[], object]],
+        *,
+        work: float,
+        ratio_to: str,
+        repeat: int = 5,
+        warmup: int = 1,
+        pids: Mapping[str, Callable[[], Sequence[int]]] | None = None,
+    ) -> dict[str, float]:
+        """Like :meth:`compare`, but the value is ``work`` (things done by one run) over the median time, a second.
+
+        ``pids`` is for sides that run in processes of their own: it tells each side's processes. They get a row
+        ``peak memory`` instead of the growth in this process: the sum of their peak resident sizes during a run,
+        what they held before included, median over the runs; pages that they share count once for each.
+        Returns the median seconds of each side.
+        """
+        pids = pids or {}
+        runs = self._in_turn(sides, ratio_to, repeat, warmup, pids)
+        seconds = _median_seconds(runs)
+        for impl, of_side in runs.items():
+            rate = work / seconds[impl]
+            self.value(case, impl, metric, rate, unit, *_ratio(seconds, impl, ratio_to))
+            self._memory(case, impl, "peak memory" if impl in pids else "peak memory growth", of_side)
+        self._profile_each(case, sides)
+        return seconds
+
+    def _memory(self, case: str, impl: str, metric: str, runs: Sequence[_Run]) -> None:
+        self.value(case, impl, metric, _median(run.host_bytes for run in runs), "MiB")
+        if any(run.device_bytes is not None for run in runs):
+            self.value(case, impl, "peak GPU memory", _median(run.device_bytes for run in runs), "MiB")
+
+    def _in_turn(
+        self,
+        sides: Mapping[str, Callable[[], object]],
+        ratio_to: str,
+        repeat: int,
+        warmup: int,
+        pids: Mapping[str, Callable[[], Sequence[int]]] | None = None,
+    ) -> dict[str, list[_Run]]:
         if ratio_to not in sides and ratio_to not in self.absent:
             raise ValueError(
                 f"ratio_to = {ratio_to!r} is neither a side nor missing; sides: {', '.join(sides)}"
             )
+        pids = pids or {}
         for _ in range(warmup):
             for side in sides.values():
                 side()
         runs: dict[str, list[_Run]] = {impl: [] for impl in sides}
         for _ in range(repeat):
             for impl, side in sides.items():
-                runs[impl].append(_measure(side))
-        seconds = {impl: statistics.median(run.seconds for run in of_side) for impl, of_side in runs.items()}
-        for impl, of_side in runs.items():
-            value = seconds[impl] * SCALES[scale] / per
-            if ratio_to in seconds:
-                self.value(case, impl, metric, value, unit, ratio_to, seconds[ratio_to] / seconds[impl])
-            else:
-                self.value(case, impl, metric, value, unit)
-            self.value(case, impl, "peak memory growth", _median(r.host_bytes for r in of_side), "MiB")
-            if any(r.device_bytes is not None for r in of_side):
-                self.value(case, impl, "peak GPU memory", _median(r.device_bytes for r in of_side), "MiB")
-        if self.args.profile:
-            for impl, side in sides.items():
-                self._profile(case, impl, side)
+                runs[impl].append(_measure(side, pids[impl]() if impl in pids else None))
+        return runs
 
     def value(
         self,
@@ -154,6 +210,11 @@ class Bench:
             ratio = "" if row.ratio is None else f"{row.ratio:,.3g} x {row.ratio_to}"
             table.add_row(row.case, row.impl, row.metric, value, ratio)
         return table
+
+    def _profile_each(self, case: str, sides: Mapping[str, Callable[[], object]]) -> None:
+        if self.args.profile:
+            for impl, side in sides.items():
+                self._profile(case, impl, side)
 
     def _profile(self, case: str, impl: str, side: Callable[[], object]) -> None:
         """One run under torch.profiler: a table of operations, and a trace for Perfetto."""
@@ -255,36 +316,50 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def _measure(side: Callable[[], object]) -> _Run:
+def _measure(side: Callable[[], object], pids: Sequence[int] | None = None) -> _Run:
+    """Time one run. Host memory is this process's growth, or the whole of ``pids`` if the side has its own."""
     torch = _torch()
     on_device = torch is not None and torch.cuda.is_initialized()
     _synchronize()
     if torch is not None and on_device:
         torch.cuda.reset_peak_memory_stats()
-    before = _resident_after_reset()
+    processes: Sequence[int | str] = ["self"] if pids is None else pids
+    before = [_resident_after_reset(pid) for pid in processes]
     start = time.perf_counter()
     side()
     _synchronize()
     seconds = time.perf_counter() - start
-    host = None if before is None else max(0, _status_bytes("VmHWM") - before) / MEBIBYTE
+    known = [resident for resident in before if resident is not None]
+    host = None
+    if len(known) == len(processes):
+        peak = sum(_status_bytes("VmHWM", pid) for pid in processes)
+        host = max(0, peak - (sum(known) if pids is None else 0)) / MEBIBYTE
     device = torch.cuda.max_memory_allocated() / MEBIBYTE if torch is not None and on_device else None
     return _Run(seconds, host, device)
 
 
-def _resident_after_reset() -> int | None:
+def _resident_after_reset(pid: int | str) -> int | None:
     """Reset the peak resident size and return the present one, bytes; None where there is no such reset."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): 5 resets the peak resident set size
+        Path(f"/proc/{pid}/clear_refs").write_text("5")  # proc(5): 5 resets the peak resident set size
     except OSError:
         return None
-    return _status_bytes("VmRSS")
+    return _status_bytes("VmRSS", pid)
 
 
-def _status_bytes(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+def _status_bytes(key: str, pid: int | str) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
-    raise KeyError(f"{key} is not in /proc/self/status")
+    raise KeyError(f"{key} is not in /proc/{pid}/status")
+
+
+def _median_seconds(runs: Mapping[str, Sequence[_Run]]) -> dict[str, float]:
+    return {impl: statistics.median(run.seconds for run in of_side) for impl, of_side in runs.items()}
+
+
+def _ratio(seconds: Mapping[str, float], impl: str, ratio_to: str) -> tuple[str, float] | tuple[None, None]:
+    return (ratio_to, seconds[ratio_to] / seconds[impl]) if ratio_to in seconds else (None, None)
 
 
 def _median(values: Iterable[float | None]) -> float | None:

@@ -369,18 +369,16 @@ def forward_work(rows: int, width: int, vocab: int, dtype: torch.dtype) -> Work:
     tile, size = TILE[dtype], dtype.itemsize
     tall, wide = padded(rows, tile["BLOCK_T"]), padded(vocab, tile["BLOCK_V"])
     tiles = tall // tile["BLOCK_T"] * (wide // tile["BLOCK_V"])
-    deep = padded(width, tile["BLOCK_D"])
-    needed = (rows + vocab) * width * size + rows * (8 + 8)
+    deep, needed = padded(width, tile["BLOCK_D"]), (rows + vocab) * width * size + rows * (8 + 8)
     moved = tiles * (tile["BLOCK_T"] + tile["BLOCK_V"]) * deep * size
     moved += rows * (20 + 2 * 16 * triton.cdiv(vocab, CHUNK))
-    shape, least = f"T={rows} D={width} V={vocab} {TYPE_NAMES[dtype]}", 2 * rows * width * vocab
+    shape, least = _shape(rows, width, vocab, dtype), 2 * rows * width * vocab
     return Work("logprob forward", shape, needed, moved, least, 2 * tall * wide * deep)
 
 
 def backward_work(rows: int, width: int, vocab: int, dtype: torch.dtype) -> Work:
     """Both gradients: the logits once more and two products; needed are the two products with the logits kept."""
-    product, size = PRODUCT[dtype], dtype.itemsize
-    again = forward_work(rows, width, vocab, dtype)
+    product, size, again = PRODUCT[dtype], dtype.itemsize, forward_work(rows, width, vocab, dtype)
     moved, done = again.bytes_moved + rows * vocab * size, again.operations_done
     stretches = triton.cdiv(vocab, COLUMNS)
     for height, inner, addends in ((rows, vocab, stretches), (vocab, rows, triton.cdiv(rows, ROWS))):
@@ -389,8 +387,12 @@ def backward_work(rows: int, width: int, vocab: int, dtype: torch.dtype) -> Work
         moved += tiles * (product["BLOCK_M"] + product["BLOCK_N"]) * inner * size
         moved += height * width * (4 * (2 * addends - 1) if addends > 1 else size)
         done += 2 * tall * across * inner
-    needed = 2 * (rows + vocab) * width * size + rows * 24
-    return Work("logprob backward", again.shape, needed, moved, 4 * rows * width * vocab, done)
+    shape, needed = _shape(rows, width, vocab, dtype), 2 * (rows + vocab) * width * size + rows * 24
+    return Work("logprob backward", shape, needed, moved, 4 * rows * width * vocab, done)
+
+
+def _shape(rows: int, width: int, vocab: int, dtype: torch.dtype) -> str:
+    return f"T={rows} D={width} V={vocab} {TYPE_NAMES[dtype]}"
 
 
 WORK = [

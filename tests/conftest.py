@@ -8,7 +8,7 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import torch  # reads the variables above
+import torch
 
 # Triton reads this as it is imported, and transformers' models import it: without a GPU kernels are interpreted.
 if not torch.cuda.is_available():

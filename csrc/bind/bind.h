@@ -18,7 +18,12 @@ T* at(Address address) {
 
 void points(pybind11::module_& m);
 void machine(pybind11::module_& m);
+void fingerprint(pybind11::module_& m);
+void decoder_layers(pybind11::module_& m);
 void rms_norm(pybind11::module_& m);
+void linear(pybind11::module_& m);
+void logprob(pybind11::module_& m);
+void cached_attention(pybind11::module_& m);
 void rope_cache(pybind11::module_& m);
 void swiglu(pybind11::module_& m);
 

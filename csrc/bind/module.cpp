@@ -8,7 +8,12 @@ PYBIND11_MODULE(_C, m) {
         "their callers in sftrl_fast.ops, which check shapes, types and ranges.";
     sftrl::bind::points(m);
     sftrl::bind::machine(m);
+    sftrl::bind::fingerprint(m);
+    sftrl::bind::decoder_layers(m);
     sftrl::bind::rms_norm(m);
+    sftrl::bind::linear(m);
+    sftrl::bind::logprob(m);
+    sftrl::bind::cached_attention(m);
     sftrl::bind::rope_cache(m);
     sftrl::bind::swiglu(m);
 }

@@ -114,14 +114,8 @@ SFTRL_INLINE float reduce_max(f32x16 value) {
 #endif
 }
 
-// e^x to about one unit in the last place on [-87.3, 88.7]; 0 below, +inf above, NaN for NaN.
-// Cody-Waite reduction by ln 2, then the Taylor polynomial of degree 7 on [-ln 2 / 2, ln 2 / 2].
-SFTRL_INLINE f32x16 exp(f32x16 x) {
-    const f32x16 low = splat(-87.33654f), high = splat(88.72283f);
-    const f32x16 clamped = x < low ? low : (x > high ? high : x);
-    const f32x16 magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    const f32x16 n = (clamped * 1.44269504f + magic) - magic;
-    const f32x16 r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
+// e^r on [-ln 2 / 2, ln 2 / 2]: the Taylor polynomial of degree 7.
+SFTRL_INLINE f32x16 exp_series(f32x16 r) {
     f32x16 p = splat(1.0f / 5040.0f);
     p = p * r + 1.0f / 720.0f;
     p = p * r + 1.0f / 120.0f;
@@ -129,7 +123,32 @@ SFTRL_INLINE f32x16 exp(f32x16 x) {
     p = p * r + 1.0f / 6.0f;
     p = p * r + 0.5f;
     p = p * r + 1.0f;
-    p = p * r + 1.0f;
+    return p * r + 1.0f;
+}
+
+// e^x to about one unit in the last place on [-87.3, 88.7]; 0 below, +inf above, NaN for NaN.
+// Cody-Waite reduction by ln 2, then the polynomial.
+SFTRL_INLINE f32x16 exp(f32x16 x) {
+    const f32x16 low = splat(-87.33654f);
+#if defined(__AVX512F__)
+    // The second operand of min and max is what a NaN leaves; scaling by 2^n overflows to infinity by itself.
+    const __m512 raw = reinterpret_cast<__m512>(x);
+    const __m512 bound =
+        _mm512_min_ps(_mm512_set1_ps(89.0f), _mm512_max_ps(reinterpret_cast<__m512>(low), raw));
+    const __m512 power = _mm512_roundscale_ps(_mm512_mul_ps(bound, _mm512_set1_ps(1.44269504f)), 0);
+    const f32x16 whole = reinterpret_cast<f32x16>(power);
+    const f32x16 rest = (reinterpret_cast<f32x16>(bound) - whole * 0.693359375f) - whole * -2.12194440e-4f;
+    const f32x16 series = exp_series(rest);
+    const __m512 scaled = _mm512_scalef_ps(reinterpret_cast<__m512>(series), power);
+    const __mmask16 tiny = _mm512_cmp_ps_mask(raw, reinterpret_cast<__m512>(low), _CMP_LT_OQ);
+    return reinterpret_cast<f32x16>(_mm512_mask_mov_ps(scaled, tiny, _mm512_setzero_ps()));
+#else
+    const f32x16 high = splat(88.72283f);
+    const f32x16 clamped = x < low ? low : (x > high ? high : x);
+    const f32x16 magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    const f32x16 n = (clamped * 1.44269504f + magic) - magic;
+    const f32x16 r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
+    const f32x16 p = exp_series(r);
     // 2^n in two factors: n reaches 128, whose power of two is no finite float.
     const i32x16 whole = __builtin_convertvector(n, i32x16);
     const i32x16 half = whole >> 1;
@@ -138,6 +157,7 @@ SFTRL_INLINE f32x16 exp(f32x16 x) {
     const f32x16 value = p * scale0 * scale1;
     const f32x16 bounded = x < low ? splat(0.0f) : (x > high ? splat(__builtin_inff()) : value);
     return x != x ? x : bounded;
+#endif
 }
 
 }  // namespace sftrl::SFTRL_LEVEL

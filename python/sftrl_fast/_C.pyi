@@ -30,6 +30,20 @@ def detected_level() -> str: ...
 def level() -> str: ...
 def set_level(name: str) -> None: ...
 def max_threads() -> int: ...
+def fingerprint(words: int, count: int, width: int) -> int: ...
+def decoder_layers_scratch(hidden: int, feed_forward: int, query_width: int, kv_width: int) -> int: ...
+def decoder_layers(
+    layers: int,
+    count: int,
+    tensors: tuple[int, int, int, int, int, int, int, int, int],
+    tables: tuple[int, int, int, int, int, int],
+    sizes: tuple[int, int, int, int],
+    rows: tuple[int, int, int],
+    heads: tuple[int, int, int, int],
+    eps: float,
+    scale: float,
+    dtype: int,
+) -> None: ...
 def rms_norm(
     x: int,
     residual: int,
@@ -61,5 +75,73 @@ def rope_cache(
     kv_heads: int,
     dim: int,
     page: int,
+    dtype: int,
+) -> None: ...
+def packed_size(n: int, k: int, dtype: int) -> int: ...
+def pack_linear(weight: int, packed: int, n: int, k: int, dtype: int) -> None: ...
+def linear(
+    x: int,
+    packed: int,
+    bias: int,
+    out: int,
+    rows: int,
+    n: int,
+    k: int,
+    dtype: int,
+    out_dtype: int,
+) -> None: ...
+def logprob_scratch(
+    rows: int,
+    width: int,
+    vocab: int,
+    slots: int,
+    dtype: int,
+    grad_hidden: bool,
+    grad_weight: bool,
+) -> int: ...
+def logprob_forward(
+    hidden: int,
+    weight: int,
+    targets: int,
+    scratch: int,
+    rows: int,
+    width: int,
+    vocab: int,
+    scale: float,
+    slots: int,
+    dtype: int,
+    logp: int,
+    entropy: int,
+    lse: int,
+) -> None: ...
+def logprob_backward(
+    hidden: int,
+    weight: int,
+    targets: int,
+    scratch: int,
+    rows: int,
+    width: int,
+    vocab: int,
+    scale: float,
+    slots: int,
+    dtype: int,
+    lse: int,
+    entropy: int,
+    grad_logp: int,
+    grad_entropy: int,
+    grad_hidden: int,
+    grad_weight: int,
+) -> None: ...
+def cached_attention(
+    tensors: tuple[int, int, int, int],
+    tables: tuple[int, ...],
+    sequences: int,
+    prefix_stride: int,
+    own_stride: int,
+    query_heads: int,
+    kv_heads: int,
+    page_size: int,
+    width: int,
+    scale: float,
     dtype: int,
 ) -> None: ...

@@ -144,6 +144,17 @@ class RLConfig(OptimizerConfig):
 class RolloutConfig(Section):
     max_new_tokens: int = Field(64, ge=1, description="tokens an answer may have")
     max_sequences: int = Field(512, ge=1, description="sequences generated together")
+    backend: Literal["auto", "native", "hf"] = Field(
+        "auto",
+        description="`native`: the engine of this package; `hf`: transformers' generate, for any model; `auto`: native "
+        "for the models it knows",
+    )
+    cache_tokens: int = Field(
+        0,
+        ge=0,
+        description="tokens whose keys and values the native engine keeps; sequences beyond wait. 0: 512 a sequence, "
+        "or the model's whole context if that is more, up to 16384; on a GPU at most half of its free memory",
+    )
 
 
 class EvalConfig(Section):

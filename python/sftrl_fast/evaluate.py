@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,16 @@ import torch
 from sftrl_fast.config import Config
 from sftrl_fast.core import TaskEnv, UserError
 from sftrl_fast.models.chat import Chat
+from sftrl_fast.models.decoder import Decoder
 from sftrl_fast.models.load import LanguageModel, load
+from sftrl_fast.ops.dispatch import choose
+from sftrl_fast.rollout.engine import NativeEngine
 from sftrl_fast.rollout.episodes import run_episodes
 from sftrl_fast.rollout.hf_backend import HFBackend
 from sftrl_fast.rollout.request import Engine, SamplingParams
 from sftrl_fast.tasks.seeding import unit
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +46,34 @@ def load_configured(config: Config) -> LanguageModel:
 
 
 def make_engine(language: LanguageModel, config: Config) -> Engine:
-    """The engine, on the model's own weights."""
-    chat = language.chat
-    return HFBackend(
-        language.model, chat.stop_ids, min(chat.stop_ids), max_sequences=config.rollout.max_sequences
-    )
+    """The configured engine, on the model's own weights.
+
+    Where ``auto`` has to fall back on transformers, the log says why. ``UserError`` if ``native`` is asked for and
+    does not cover the model.
+    """
+    chat, settings = language.chat, config.rollout
+    reason = why_not_native(language)
+    if settings.backend == "native" and reason:
+        raise UserError(f"rollout.backend='native' does not cover the model: {reason}; use auto or hf")
+    weight = next(language.model.parameters())
+    if not reason and settings.backend == "auto" and choose("cached_attention", tensor=weight) == "torch":
+        reason = f"attention over the cache has no kernel for {weight.dtype} on {weight.device.type} here"
+    if settings.backend == "hf" or reason:
+        if settings.backend == "auto":
+            logger.warning("rollouts use transformers' generate, which is slower: %s", reason)
+        return HFBackend(
+            language.model, chat.stop_ids, min(chat.stop_ids), max_sequences=settings.max_sequences,
+            decode=chat.decode,
+        )  # fmt: skip
+    return NativeEngine(
+        language.model, chat.stop_ids, max_sequences=settings.max_sequences, cache_tokens=settings.cache_tokens,
+        decode=chat.decode,
+    )  # fmt: skip
+
+
+def why_not_native(language: LanguageModel) -> str:
+    """What the native engine lacks for the model; the empty string if it covers it."""
+    return Decoder.why_not(language.model)
 
 
 def task_env(env_id: str, env_kwargs: Mapping[str, Any]) -> TaskEnv:
@@ -73,16 +102,13 @@ def evaluate_set(engine: Engine, chat: Chat, env_id: str, config: Config, *, max
     env = task_env(env_id, config.task.env_kwargs)
     items = subset(env.strata(), config.eval.limit, env_id)
     params = SamplingParams(max_new_tokens=config.rollout.max_new_tokens, temperature=0.0)
-    successes: list[bool] = []
-    attempts = 0
-    for chunk in _chunks(items, config.rollout.max_sequences):
-        groups = run_episodes(
-            engine, chat, env_id, chunk, group_size=1, params=params, seed=0, step=0,
-            env_kwargs=config.task.env_kwargs, max_context=max_context,
-        )  # fmt: skip
-        episodes = [group.episodes[0] for group in groups]
-        successes += [episode.success for episode in episodes]
-        attempts += sum(len(episode.turns) for episode in episodes)
+    groups = run_episodes(
+        engine, chat, env_id, items, group_size=1, params=params, seed=0, step=0,
+        env_kwargs=config.task.env_kwargs, max_context=max_context,
+    )  # fmt: skip
+    episodes = [group.episodes[0] for group in groups]
+    successes = [episode.success for episode in episodes]
+    attempts = sum(len(episode.turns) for episode in episodes)
     questions = np.asarray(env.questions())[items].tolist()
     return Evaluation(items, questions, successes, attempts / max(1, len(items)))
 
@@ -110,8 +136,3 @@ def evaluate_model(config: Config, sets: Mapping[str, str]) -> dict[str, Evaluat
         name: evaluate_set(engine, language.chat, env_id, config, max_context=max_context)
         for name, env_id in sets.items()
     }
-
-
-def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

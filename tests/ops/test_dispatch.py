@@ -18,6 +18,12 @@ def broken() -> str:
     return "no such chip"
 
 
+def probe(impl: str) -> dict[str, dispatch.Implementation]:
+    """An op of torch and of ``impl``, which cannot run here."""
+    target = "sftrl_fast.ops.logprob:logprob_torch"
+    return {impl: dispatch.Implementation(target, broken), "torch": dispatch.Implementation(target)}
+
+
 def test_every_listed_implementation_resolves_to_a_function() -> None:
     for op, implementations in dispatch.OPS.items():
         assert "torch" in implementations
@@ -28,14 +34,13 @@ def test_every_listed_implementation_resolves_to_a_function() -> None:
 
 
 def test_explicit_choice_that_is_missing_says_what_there_is_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = dispatch.Implementation("sftrl_fast.ops.logprob:logprob_torch", broken)
-    monkeypatch.setitem(dispatch.OPS["logprob"], "triton", entry)
-    with pytest.raises(UserError, match=r"impl='triton'.*'logprob'.*available: torch .*triton: no such chip"):
-        dispatch.choose("logprob", "triton")
+    monkeypatch.setitem(dispatch.OPS, "probe", probe("triton"))
+    with pytest.raises(UserError, match=r"impl='triton'.*'probe'.*available: torch .*triton: no such chip"):
+        dispatch.choose("probe", "triton")
     with pytest.raises(UserError, match="cpp: not implemented in this version"):
-        dispatch.choose("logprob", "cpp")
+        dispatch.choose("probe", "cpp")
     with pytest.raises(UserError, match="available: torch"):
-        dispatch.choose("logprob", "trotch")
+        dispatch.choose("probe", "trotch")
 
 
 def test_argument_beats_environment_beats_auto(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,13 +68,13 @@ def test_unavailable_environment_choice_raises_in_every_op(monkeypatch: pytest.M
 def test_auto_passes_over_what_cannot_run_and_logs_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    entry = dispatch.Implementation("sftrl_fast.ops.logprob:logprob_torch", broken)
-    monkeypatch.setitem(dispatch.OPS["logprob"], "flash", entry)
+    monkeypatch.setitem(dispatch.OPS, "probe", probe("flash"))
     monkeypatch.setattr(dispatch, "_logged", set())
     with caplog.at_level(logging.INFO, logger=dispatch.__name__):
-        assert [dispatch.choose("logprob") for _ in range(3)] == ["torch"] * 3
+        assert [dispatch.choose("probe") for _ in range(3)] == ["torch"] * 3
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     assert [record.getMessage() for record in caplog.records] == [
-        "op logprob: implementation torch (auto; cpu)"
+        f"op probe: implementation torch (auto; {device})"
     ]
 
 

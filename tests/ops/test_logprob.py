@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sftrl_fast import _C
 from sftrl_fast.core import UserError
 from sftrl_fast.ops import logprob as op
 from sftrl_fast.ops.dispatch import availability
 from sftrl_fast.ops.logprob import logprob, logprob_scores
 
 IMPLS = [row.impl for row in availability("logprob", torch.empty(0)) if row.available]
+COMPILED = [impl for impl in IMPLS if impl == "cpp"]
 WIDE = torch.empty(0, dtype=torch.float64)
 WIDE_IMPLS = [row.impl for row in availability("logprob", WIDE) if row.available]
 MARGIN = 2.0
@@ -61,11 +63,14 @@ def _tiling(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_error_is_no_larger_than_the_naive_reference_in_the_same_precision(
     impl: str, dtype: torch.dtype, scale: float
 ) -> None:
-    hidden, weight, targets = case(33, 24, 50, dtype, scale)
+    check_gradients(impl, *case(33, 24, 50, dtype, scale))
+
+
+def check_gradients(impl: str, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
     truth = gradients(naive, hidden.double(), weight.double(), targets)
     plain = gradients(naive, hidden, weight, targets)
     ours = gradients(lambda h, w, t: logprob(h, w, t, impl=impl), hidden, weight, targets)
-    floor = torch.finfo(dtype).eps
+    floor = torch.finfo(hidden.dtype).eps
     for name, true, reference, got in zip(("logp", "entropy", "dh", "dw"), truth, plain, ours, strict=True):
         allowed = (reference.double() - true).abs().max()
         unit = floor * true.abs().max().clamp_min(1e-12 if name[0] == "d" else 1.0)
@@ -105,13 +110,101 @@ def test_no_rows_give_empty_outputs_and_zero_gradients(impl: str) -> None:
 
 @pytest.mark.parametrize("impl", WIDE_IMPLS)
 def test_temperature_divides_the_logits(impl: str) -> None:
-    hidden, weight, targets = case(6, 8, 20, torch.float64)
+    dtype = torch.float64 if impl == "torch" else torch.float32
+    hidden, weight, targets = case(6, 8, 20, dtype)
     for got, true in zip(
         logprob(hidden, weight, targets, temperature=0.7, impl=impl),
-        naive(hidden, weight, targets, 0.7),
+        naive(hidden.double(), weight.double(), targets, 0.7),
         strict=True,
     ):
-        assert torch.allclose(got, true, atol=1e-12)
+        assert torch.allclose(got.double(), true, atol=10 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("impl", COMPILED)
+def test_the_temperature_reaches_the_gradients(impl: str, dtype: torch.dtype) -> None:
+    hidden, weight, targets = case(70, 24, 1000, dtype)
+    truth = gradients(
+        lambda h, w, t: logprob(h, w, t, temperature=0.6, impl="torch"),
+        hidden.double(),
+        weight.double(),
+        targets,
+    )
+    usual, got = (
+        gradients(lambda h, w, t, i=i: logprob(h, w, t, temperature=0.6, impl=i), hidden, weight, targets)
+        for i in ("torch", impl)
+    )
+    for true, reference, ours in zip(truth, usual, got, strict=True):
+        floor = torch.finfo(ours.dtype).eps * true.abs().max()
+        assert (ours.double() - true).abs().max() <= MARGIN * (reference.double() - true).abs().max() + floor
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("level")
+def test_every_level_is_right(dtype: torch.dtype) -> None:
+    for rows, width, vocab in ((1, 1, 1), (33, 17, 961), (75, 50, 2003)):
+        check_gradients("cpp", *case(rows, width, vocab, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("impl", COMPILED)
+def test_many_rows_and_columns_are_right(impl: str, dtype: torch.dtype) -> None:
+    # Over one span of rows, with an odd rest, and over one segment of the vocabulary.
+    check_gradients(impl, *case(2121, 20, 1111, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("impl", COMPILED)
+def test_outputs_are_written_everywhere(
+    impl: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty_like", lambda t: torch.full_like(t, float("nan")))
+    monkeypatch.setattr(
+        torch,
+        "empty",
+        lambda *size, dtype: empty(*size, dtype=dtype).fill_(255 if dtype == torch.uint8 else float("nan")),
+    )
+    for rows, width, vocab in ((3, 5, 7), (67, 33, 1001)):
+        hidden, weight, targets = case(rows, width, vocab, dtype)
+        for out in gradients(lambda h, w, t: logprob(h, w, t, impl=impl), hidden, weight, targets):
+            assert not out.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("impl", COMPILED)
+def test_a_row_has_the_same_bits_in_any_batch_and_on_any_number_of_threads(
+    impl: str, dtype: torch.dtype
+) -> None:
+    hidden, weight, targets = case(150, 32, 1500, dtype)
+    weight = weight.requires_grad_(False)
+
+    def run(rows: slice) -> list[Tensor]:
+        leaf = hidden[rows].clone().requires_grad_()
+        logp, entropy = logprob(leaf, weight, targets[rows], impl=impl)
+        (logp.sum() + entropy.sum()).backward()
+        return [logp.detach(), entropy.detach(), leaf.grad]  # type: ignore[list-item]
+
+    whole, before = run(slice(0, 150)), torch.get_num_threads()
+    for rows in (slice(0, 1), slice(77, 78), slice(60, 133)):
+        assert all(torch.equal(w[rows], part) for w, part in zip(whole, run(rows), strict=True))
+    both = gradients(lambda h, w, t: logprob(h, w, t, impl=impl), hidden, weight, targets)
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        try:
+            again = gradients(lambda h, w, t: logprob(h, w, t, impl=impl), hidden, weight, targets)
+        finally:
+            torch.set_num_threads(before)
+        assert all(torch.equal(a, b) for a, b in zip(both, again, strict=True))
+
+
+def test_scratch_memory_of_the_compiled_kernel_is_small() -> None:
+    for width, vocab in ((576, 49152), (1024, 128256)):
+        for dtype in (0, 1):
+            for wanted in ((False, False), (True, True)):
+                size = _C.logprob_scratch(2048, width, vocab, 2, dtype, *wanted)
+                assert 0 < size < 48 << 20
+            assert _C.logprob_scratch(2048, width, 10 * vocab, 2, dtype, True, True) == size
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -148,16 +241,17 @@ def test_no_table_of_all_logits_is_ever_made(monkeypatch: pytest.MonkeyPatch) ->
             return out
 
     with Watch():
-        gradients(logprob, hidden, weight, targets)
+        gradients(lambda h, w, t: logprob(h, w, t, impl="torch"), hidden, weight, targets)
     assert 0 < largest <= 512 * 4  # hidden itself; the table would be 512 * 256
 
 
-def test_nan_and_infinite_logits_are_reported_with_their_row() -> None:
+@pytest.mark.parametrize("impl", IMPLS)
+def test_nan_and_infinite_logits_are_reported_with_their_row(impl: str) -> None:
     for bad in (float("nan"), float("inf")):
         hidden, weight, targets = case(5, 3, 7)
         hidden[3, 1] = bad
         with pytest.raises(UserError, match="row 3 "):
-            logprob(hidden, weight, targets)
+            logprob(hidden, weight, targets, impl=impl)
 
 
 @pytest.mark.parametrize("target", [-1, -100, 7, 2**40])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,9 +14,10 @@ from gymnasium.spaces import Text
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sftrl_fast.core import Group, UserError
+from sftrl_fast.rollout.engine import NativeEngine
 from sftrl_fast.rollout.episodes import run_episodes
 from sftrl_fast.rollout.hf_backend import HFBackend
-from sftrl_fast.rollout.request import Completion, Engine, EngineCounters, Request, SamplingParams
+from sftrl_fast.rollout.request import BatchEngine, Completion, Engine, Request, RequestKey, SamplingParams
 
 SINGLE, VECTOR = "toy/Letters-v0", "toy/LettersVector-v0"
 RIGHT, WRONG = 0, 1
@@ -110,6 +112,8 @@ def _toy_tasks() -> Iterator[None]:
 class ToyChat:
     """A token a character, offset by 10; 1 stops, 2 and 3 open the user's and the model's turns."""
 
+    stop_ids = frozenset({STOP})
+
     def prompt_ids(self, user_text: str) -> list[int]:
         return [USER, *encode(user_text), MODEL]
 
@@ -124,15 +128,15 @@ def encode(text: str) -> list[int]:
     return [10 + ALPHABET.index(letter) for letter in text]
 
 
-class Scripted(Engine):
+class Scripted(BatchEngine):
     """Answers ``script[item][sample][turn]``; an answer ending in "-" was cut by the length limit."""
 
     def __init__(self, script: dict[int, list[list[str]]]) -> None:
-        self.counters = EngineCounters()
+        super().__init__()
         self.script = script
         self.calls: list[list[Request]] = []
 
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], params: Any) -> list[Completion]:
         assert params is PARAMS
         self.calls.append(list(requests))
         out = []
@@ -237,6 +241,30 @@ def test_bad_arguments_raise_and_no_items_are_no_groups() -> None:
         run(engine, SINGLE, [0], group_size=0)
 
 
+def test_what_ended_without_the_templates_token_gets_it() -> None:
+    class Cut(Scripted):
+        """Says of every answer that it stopped, as a request's own stop string would."""
+
+        def generate(self, requests: Sequence[Request], params: Any) -> list[Completion]:
+            return [dataclasses.replace(c, stopped=True) for c in super().generate(requests, params)]
+
+    (group,) = run(Cut({0: [["x", "y-", "z"]]}), SINGLE, [0], group_size=1)
+    first, second, third = group.episodes[0].turns
+    assert first.answer_ids[-1] == STOP
+    assert second.prompt_ids[0] == USER
+    assert second.answer_ids == encode("y")
+    assert third.prompt_ids[0] == STOP
+
+
+def test_an_engine_with_other_work_is_refused() -> None:
+    engine = Scripted(SCRIPT)
+    engine.submit([Request([1], RequestKey(0, 0, 4, 0, 0))], PARAMS)
+    with pytest.raises(UserError, match="requests under way"):
+        run(engine, SINGLE, [0])
+    engine.step()
+    assert run(engine, SINGLE, [0])
+
+
 def test_environments_are_closed_when_the_engine_fails() -> None:
     for env_id in (SINGLE, VECTOR):
         with pytest.raises(KeyError):
@@ -244,7 +272,8 @@ def test_environments_are_closed_when_the_engine_fails() -> None:
         assert not OPEN
 
 
-def test_a_random_model_plays_the_same_episode_in_any_company() -> None:
+@pytest.mark.parametrize("native", [False, True])
+def test_a_random_model_plays_the_same_episode_in_any_company(native: bool) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=10 + len(ALPHABET),
@@ -255,7 +284,10 @@ def test_a_random_model_plays_the_same_episode_in_any_company() -> None:
         max_position_embeddings=128,
         initializer_range=0.2,
     )
-    engine = HFBackend(LlamaForCausalLM(config), frozenset({STOP}), 0, max_sequences=8)
+    model = LlamaForCausalLM(config)
+    engine: Engine = HFBackend(model, frozenset({STOP}), 0, max_sequences=8)
+    if native:
+        engine = NativeEngine(model, frozenset({STOP}), max_sequences=8, cache_tokens=2000)
     whole = run(engine, VECTOR, [4, 0, 7], max_context=128, params=SamplingParams(6))
     (alone,) = run(engine, SINGLE, [0], max_context=128, params=SamplingParams(6))
     answers = [[turn.answer_ids for turn in episode.turns] for episode in alone.episodes]

@@ -3,6 +3,8 @@
 // thread.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <type_traits>
 
@@ -31,6 +33,20 @@ void parallel_for(std::int64_t count, std::int64_t grain, Body&& body) noexcept 
             (*static_cast<std::remove_reference_t<Body>*>(context))(begin, end);
         },
         const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+// body(slot, index) once for each index of [0, count); two calls that run at once have different slots of
+// [0, slots), so a slot can stand for a piece of scratch memory.
+template <class Body>
+void parallel_slots(std::int64_t count, int slots, Body&& body) noexcept {
+    std::atomic<std::int64_t> next{0};
+    parallel_for(std::min<std::int64_t>(slots, count), 1, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t slot = begin; slot < end; ++slot) {
+            for (std::int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+                body(static_cast<int>(slot), i);
+            }
+        }
+    });
 }
 
 }  // namespace sftrl

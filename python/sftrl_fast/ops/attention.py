@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -51,27 +51,16 @@ class CacheRows:
 
         Every entry that would be read is looked at; call it once for a step, not once a layer.
         """
+        self._check_shapes()
         sequences, prefixes = len(self.own_lengths), len(self.prefix_lengths)
-        for name, shape in (
-            ("query_offsets", (sequences + 1,)), ("prefix_of", (sequences,)), ("prefix_lengths", (prefixes,)),
-            ("prefix_pages", (prefixes, *self.prefix_pages.shape[1:])), ("own_lengths", (sequences,)),
-            ("own_pages", (sequences, *self.own_pages.shape[1:])),
-        ):  # fmt: skip
-            table = getattr(self, name)
-            if table.dtype != torch.int32 or table.shape != shape or not table.is_contiguous():
-                came = f"{table.dtype} {list(table.shape)}"
-                raise UserError(f"rows.{name} is {came}; needed: contiguous torch.int32 {list(shape)}")
-        queries = self.query_offsets.diff()
-        if (
-            int(self.query_offsets[0]) != 0
-            or int(self.query_offsets[-1]) != tokens
-            or bool((queries < 1).any())
-        ):
+        offsets, prefix_of = self.query_offsets.long(), self.prefix_of.long()  # a difference may need 33 bits
+        queries = offsets.diff()
+        if int(offsets[0]) != 0 or int(offsets[-1]) != tokens or bool((queries < 1).any()):
             raise UserError(f"rows.query_offsets: needed: rising from 0 to T = {tokens}")
         if bool((self.own_lengths < queries).any()):
             raise UserError("rows.own_lengths: needed: at least the sequence's number of queries")
         if sequences and (
-            bool((self.prefix_of.diff() < 0).any()) or self.prefix_of[0] < 0 or self.prefix_of[-1] >= prefixes
+            bool((prefix_of.diff() < 0).any()) or int(prefix_of[0]) < 0 or int(prefix_of[-1]) >= prefixes
         ):
             raise UserError(f"rows.prefix_of: needed: ascending, in [0, {prefixes})")
         for name in ("prefix", "own"):
@@ -83,6 +72,18 @@ class CacheRows:
                 )
             if bool((used & ((table < 0) | (table >= pages))).any()):
                 raise UserError(f"rows.{name}_pages: needed: pages in [0, {pages})")
+
+    def _check_shapes(self) -> None:
+        sequences, prefixes = self.own_lengths.numel(), self.prefix_lengths.numel()
+        for name, shape in (
+            ("own_lengths", (sequences,)), ("prefix_lengths", (prefixes,)), ("query_offsets", (sequences + 1,)),
+            ("prefix_of", (sequences,)), ("prefix_pages", (prefixes, "any")), ("own_pages", (sequences, "any")),
+        ):  # fmt: skip
+            table = getattr(self, name)
+            fits = table.dim() == len(shape) and table.shape[0] == shape[0]
+            if table.dtype != torch.int32 or not fits or not table.is_contiguous():
+                came, needed = f"{table.dtype} {list(table.shape)}", ", ".join(map(str, shape))
+                raise UserError(f"rows.{name} is {came}; needed: contiguous torch.int32 [{needed}]")
 
 
 @torch.no_grad()
@@ -108,6 +109,11 @@ def cached_attention(
         raise UserError("q, k_cache, v_cache: needed: one type and one device")
     if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
         raise UserError("k_cache, v_cache: needed: contiguous")
+    for field in fields(rows):
+        if getattr(rows, field.name).device != q.device:
+            raise UserError(
+                f"rows.{field.name} is on {getattr(rows, field.name).device}; needed: on {q.device}"
+            )
     if not q.numel():
         return torch.empty_like(q)
     return resolve("cached_attention", impl, q)(q, k_cache, v_cache, rows, scale)

@@ -90,46 +90,51 @@ def _triton(target: str) -> Implementation:
     return Implementation(f"sftrl_fast.kernels.{target}", _no_triton, "cuda", GPU_TYPES)
 
 
+def _torch(target: str) -> Implementation:
+    return Implementation(f"sftrl_fast.ops.{target}")
+
+
 # Each op has its torch reference; what is not listed does not exist.
 OPS: dict[str, dict[str, Implementation]] = {
     "logprob": {
         "triton": _triton("logprob:logprob_triton"),
-        "torch": Implementation("sftrl_fast.ops.logprob:logprob_torch"),
+        "cpp": _cpp("logprob:logprob_cpp"),
+        "torch": _torch("logprob:logprob_torch"),
     },
     "group_advantage": {
         "triton": _triton("advantage:group_advantage_triton"),
-        "torch": Implementation("sftrl_fast.ops.advantage:group_advantage_torch"),
+        "torch": _torch("advantage:group_advantage_torch"),
     },
-    "gae": {
-        "triton": _triton("advantage:gae_triton"),
-        "torch": Implementation("sftrl_fast.ops.advantage:gae_torch"),
-    },
-    "sample": {
-        "triton": _triton("sample:sample_triton"),
-        "torch": Implementation("sftrl_fast.ops.sample:sample_torch"),
-    },
+    "gae": {"triton": _triton("advantage:gae_triton"), "torch": _torch("advantage:gae_torch")},
+    "sample": {"triton": _triton("sample:sample_triton"), "torch": _torch("sample:sample_torch")},
     "cached_attention": {
         "triton": _triton("cached_attention:cached_attention_triton"),
-        "torch": Implementation("sftrl_fast.ops.attention:cached_attention_torch"),
+        "cpp": _cpp("cached_attention:cached_attention_cpp"),
+        "torch": _torch("attention:cached_attention_torch"),
     },
     "packed_attention": {
         "triton": _triton("packed_attention:packed_attention_triton"),
-        "torch": Implementation("sftrl_fast.ops.attention:packed_attention_torch"),
-    },
-    "swiglu": {
-        "triton": _triton("swiglu:swiglu_triton"),
-        "cpp": _cpp("swiglu:swiglu_cpp"),
-        "torch": Implementation("sftrl_fast.ops.swiglu:swiglu_torch"),
-    },
-    "rope_cache": {
-        "triton": _triton("rope_cache:rope_cache_triton"),
-        "cpp": _cpp("rope_cache:rope_cache_cpp"),
-        "torch": Implementation("sftrl_fast.ops.rope_cache:rope_cache_torch"),
+        "torch": _torch("attention:packed_attention_torch"),
     },
     "rms_norm": {
         "triton": _triton("rms_norm:rms_norm_triton"),
         "cpp": _cpp("rms_norm:rms_norm_cpp"),
-        "torch": Implementation("sftrl_fast.ops.rms_norm:rms_norm_torch"),
+        "torch": _torch("rms_norm:rms_norm_torch"),
+    },
+    "linear": {"cpp": _cpp("linear:CppLinear"), "torch": _torch("linear:TorchLinear")},
+    "swiglu": {
+        "triton": _triton("swiglu:swiglu_triton"),
+        "cpp": _cpp("swiglu:swiglu_cpp"),
+        "torch": _torch("swiglu:swiglu_torch"),
+    },
+    "rope_cache": {
+        "triton": _triton("rope_cache:rope_cache_triton"),
+        "cpp": _cpp("rope_cache:rope_cache_cpp"),
+        "torch": _torch("rope_cache:rope_cache_torch"),
+    },
+    "fingerprint": {
+        "cpp": Implementation("sftrl_fast.ops.cpp.fingerprint:fingerprint_cpp", _no_extension, "cpu"),
+        "torch": _torch("fingerprint:fingerprint_torch"),
     },
 }
 

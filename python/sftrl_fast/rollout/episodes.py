@@ -3,49 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
 
 from sftrl_fast.core import Episode, Group, Turn, UserError, Verdict
+from sftrl_fast.rollout.judge import Judge, Judgement, make_envs
 from sftrl_fast.rollout.request import Completion, Engine, Request, RequestKey, SamplingParams
 
 
 class ChatLike(Protocol):
     """What is asked of :class:`sftrl_fast.models.chat.Chat`."""
 
+    stop_ids: frozenset[int]
+
     def prompt_ids(self, user_text: str) -> list[int]: ...
 
     def reply_ids(self, user_text: str, *, stopped: bool) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What the environments said about one answer of each of n rows."""
-
-    observations: Sequence[str]
-    rewards: npt.NDArray[np.floating]
-    done: npt.NDArray[np.bool_]
-    success: npt.NDArray[np.bool_]
-    outcome: npt.NDArray[np.integer]
-
-
-class RowEnvs(Protocol):
-    """n environments of one task, stepped together."""
-
-    def reset(self, indices: npt.NDArray[np.int64]) -> Sequence[str]:
-        """Deal item ``indices[i]`` in row i; the first user messages."""
-
-    def step(self, answers: Sequence[str]) -> Judgement:
-        """Judge an answer a row; rows that are over get the empty string and mean nothing any more."""
-
-    def close(self) -> None: ...
 
 
 def run_episodes(
@@ -67,44 +46,110 @@ def run_episodes(
     place in the group, turn), so neither the order nor the company of the items changes an answer.
     ``max_context`` is the number of positions of the model: a dialogue that leaves no room for another
     ``params.max_new_tokens`` ends there, unsuccessful; a first prompt that leaves none raises
-    :class:`UserError` before anything is generated. So do an unknown environment and a bad ``group_size``.
+    :class:`UserError` before anything is generated. So do an unknown environment, a bad ``group_size`` and an engine
+    with other requests under way; a dialogue that outgrows the engine's cache raises when it does.
     """
     if group_size < 1:
         raise UserError(f"group_size is {group_size}; needed: at least 1")
+    if engine.busy:
+        raise UserError("engine has requests under way, whose answers would be lost; needed: an idle one")
     if not items:
         return []
     indices = np.repeat(np.asarray(items, dtype=np.int64), group_size)
-    limit = None if max_context is None else max_context - params.max_new_tokens
-    envs = make_envs(env_id, len(indices), env_kwargs)
+    limits = [limit for limit in (max_context, engine.max_context) if limit is not None]
+    limit = min(limits) - params.max_new_tokens if limits else None
+    judge = Judge(make_envs(env_id, len(indices), env_kwargs))
     try:
-        dialogues = _start(chat, envs.reset(indices), indices)
+        dialogues = _start(chat, judge.reset(indices), indices)
         _check_prompts(dialogues, limit, params)
-        turn = 0
-        while live := [row for row, dialogue in enumerate(dialogues) if not dialogue.over]:
-            requests = [dialogues[row].request(seed, step, turn) for row in live]
-            completions = engine.generate(requests, params)
-            answers = [""] * len(dialogues)
-            for row, completion in zip(live, completions, strict=True):
-                answers[row] = chat.decode(completion.token_ids)
-            judged = envs.step(answers)
-            replies = _Replies(chat)
-            for row, completion in zip(live, completions, strict=True):
-                dialogues[row].record(completion, answers[row], judged, row, replies, limit)
-            turn += 1
+        _Talk(engine, chat, judge, dialogues, params, (seed, step), limit).run()
     finally:
-        envs.close()
+        judge.close()
     episodes = iter(dialogue.episode for dialogue in dialogues)
     return [Group(int(item), [next(episodes) for _ in range(group_size)]) for item in items]
 
 
+class _Talk:
+    """All dialogues of a call under way: an answer goes to its environment when it ends, and the next question to the
+    engine when the environment has spoken, whatever the others do."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        chat: ChatLike,
+        judge: Judge,
+        dialogues: list[_Dialogue],
+        params: SamplingParams,
+        key: tuple[int, int],
+        limit: int | None,
+    ) -> None:
+        self._engine, self._chat, self._judge = engine, chat, judge
+        self._dialogues, self._params, self._key, self._limit = dialogues, params, key, limit
+        self._replies = _Replies(chat)
+        self._open: dict[int, int] = {}
+        """Row of each ticket whose answer is not there yet."""
+        self._answers: dict[int, tuple[Completion, str]] = {}
+        """By row, those that are with the environments."""
+        self._name = object()
+        """Tells this call's sessions from others'."""
+
+    def run(self) -> None:
+        """Talk until every dialogue is over."""
+        asking = list(range(len(self._dialogues)))
+        try:
+            while asking or self._open or self._answers:
+                # An engine that only knows whole batches waits until every environment has spoken.
+                if self._engine.streams or not self._answers:
+                    self._ask(asking)
+                    asking = []
+                    self._take(self._engine.step())
+                idle = not self._open or not self._engine.streams
+                asking = sorted(asking + self._hear(wait=idle and bool(self._answers)))
+        finally:
+            self._engine.cancel(self._open)
+            for row in range(len(self._dialogues)):
+                self._engine.close((self._name, row))
+
+    def _ask(self, rows: list[int]) -> None:
+        requests = [self._dialogues[row].request(*self._key, session=(self._name, row)) for row in rows]
+        self._open.update(zip(self._engine.submit(requests, self._params), rows, strict=True))
+
+    def _take(self, answered: list[tuple[int, Completion]]) -> None:
+        """Hand the answers of one step to the environments, in row order."""
+        ended = sorted((self._open.pop(ticket), completion) for ticket, completion in answered)
+        for row, completion in ended:
+            self._answers[row] = completion, self._chat.decode(completion.token_ids)
+        rows = [row for row, _ in ended]
+        self._judge.judge(rows, [self._answers[row][1] for row in rows])
+
+    def _hear(self, *, wait: bool) -> list[int]:
+        """Write down what the environments said; the rows that go on."""
+        going_on, left = [], []
+        for judged in self._judge.verdicts(wait=wait):
+            for place, row in enumerate(judged.rows):
+                completion, text = self._answers.pop(row)
+                dialogue = self._dialogues[row]
+                dialogue.record(completion, text, judged, place, self._replies, self._limit)
+                if dialogue.over:
+                    self._engine.close((self._name, row))
+                else:
+                    going_on.append(row)
+                if dialogue.over and not judged.done[place]:
+                    left.append(row)
+        self._judge.leave(left)
+        return going_on
+
+
 class _Replies:
-    """``chat.reply_ids``, rendered once for all rows that got the same message this turn."""
+    """``chat.reply_ids``, rendered once for all rows that got the same message."""
 
     def __init__(self, chat: ChatLike) -> None:
         self._chat = chat
         self._known: dict[tuple[str, bool], list[int]] = {}
 
-    def ids(self, message: str, stopped: bool) -> list[int]:
+    def ids(self, message: str, answer: Sequence[int]) -> list[int]:
+        # Asked of the tokens: what ended at a request's own stop token or string still lacks the template's.
+        stopped = answer[-1] in self._chat.stop_ids
         key = (message, stopped)
         if key not in self._known:
             self._known[key] = self._chat.reply_ids(message, stopped=stopped)
@@ -120,24 +165,25 @@ class _Dialogue:
     added: list[int]
     over: bool = False
 
-    def request(self, seed: int, step: int, turn: int) -> Request:
-        key = RequestKey(seed, step, prompt=self.episode.index, sample=self.episode.sample, turn=turn)
-        return Request(list(self.context), key)
+    def request(self, seed: int, step: int, session: Hashable) -> Request:
+        episode = self.episode
+        key = RequestKey(seed, step, prompt=episode.index, sample=episode.sample, turn=len(episode.turns))
+        return Request(list(self.context), key, session)
 
     def record(
         self,
         completion: Completion,
         text: str,
         judged: Judgement,
-        row: int,
+        place: int,
         replies: _Replies,
         limit: int | None,
     ) -> None:
         """Append the turn, and the user's next message if there is one and it fits."""
-        done = bool(judged.done[row])
-        message = "" if done else judged.observations[row]
+        done = bool(judged.done[place])
+        message = "" if done else judged.observations[place]
         verdict = Verdict(
-            float(judged.rewards[row]), int(judged.outcome[row]), bool(judged.success[row]), message
+            float(judged.rewards[place]), int(judged.outcome[place]), bool(judged.success[place]), message
         )
         self.episode.turns.append(
             Turn(
@@ -152,7 +198,7 @@ class _Dialogue:
         self.over = done
         if done:
             return
-        self.added = replies.ids(message, completion.stopped)
+        self.added = replies.ids(message, completion.token_ids)
         self.context += completion.token_ids + self.added
         self.over = limit is not None and len(self.context) > limit
 
@@ -177,67 +223,3 @@ def _check_prompts(dialogues: Iterable[_Dialogue], limit: int | None, params: Sa
             f"{len(longest.context)} tokens and max_new_tokens is {params.max_new_tokens}: needed at least "
             f"{len(longest.context) + params.max_new_tokens}"
         )
-
-
-def make_envs(env_id: str, rows: int, env_kwargs: Mapping[str, Any]) -> RowEnvs:
-    """The task's own vector form where it is registered with one, else ``rows`` single environments."""
-    try:
-        spec = gymnasium.spec(env_id)
-    except gymnasium.error.UnregisteredEnv as error:
-        raise UserError(f"env_id is {env_id!r}; needed: a registered Gymnasium id ({error})") from error
-    if spec.vector_entry_point is not None:
-        return _VectorEnvs(gymnasium.make_vec(env_id, num_envs=rows, **env_kwargs))
-    return _SingleEnvs([gymnasium.make(env_id, **env_kwargs) for _ in range(rows)])
-
-
-class _VectorEnvs:
-    def __init__(self, env: Any) -> None:
-        self._env = env
-
-    def reset(self, indices: npt.NDArray[np.int64]) -> Sequence[str]:
-        observations, _ = self._env.reset(options={"index": indices})
-        return list(observations)
-
-    def step(self, answers: Sequence[str]) -> Judgement:
-        observations, rewards, terminated, truncated, infos = self._env.step(answers)
-        done = np.asarray(terminated) | np.asarray(truncated)
-        return Judgement(
-            observations,
-            np.asarray(rewards),
-            done,
-            np.asarray(infos["success"]),
-            np.asarray(infos["outcome"]),
-        )
-
-    def close(self) -> None:
-        self._env.close()
-
-
-class _SingleEnvs:
-    """A list of ordinary environments behind the same interface; a row that is over is not stepped again."""
-
-    def __init__(self, envs: Sequence[gymnasium.Env[Any, Any]]) -> None:
-        self._envs = envs
-        self._done = np.zeros(len(envs), dtype=bool)
-
-    def reset(self, indices: npt.NDArray[np.int64]) -> Sequence[str]:
-        self._done[:] = False
-        resets = zip(self._envs, indices, strict=True)
-        return [str(env.reset(options={"index": int(index)})[0]) for env, index in resets]
-
-    def step(self, answers: Sequence[str]) -> Judgement:
-        rows = len(self._envs)
-        observations = [""] * rows
-        rewards = np.zeros(rows)
-        success = np.zeros(rows, dtype=bool)
-        outcome = np.zeros(rows, dtype=np.int64)
-        for row in np.flatnonzero(~self._done).tolist():
-            observation, reward, terminated, truncated, info = self._envs[row].step(answers[row])
-            observations[row], rewards[row] = str(observation), float(reward)
-            success[row], outcome[row] = info["success"], info["outcome"]
-            self._done[row] = terminated or truncated
-        return Judgement(observations, rewards, self._done.copy(), success, outcome)
-
-    def close(self) -> None:
-        for env in self._envs:
-            env.close()

@@ -13,62 +13,98 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 from transformers.cache_utils import DynamicLayer
 
 from sftrl_fast.core import UserError
-from sftrl_fast.ops.sample import check_sampling, sample, uniforms
-from sftrl_fast.rollout.request import Completion, Engine, EngineCounters, Request, SamplingParams
+from sftrl_fast.models.weights import WeightsWatch
+from sftrl_fast.ops.sample import sample
+from sftrl_fast.rollout.request import (
+    BatchEngine,
+    Completion,
+    Decode,
+    Request,
+    SamplingParams,
+    check_keys,
+    check_params,
+    each,
+    ends_with,
+    key_uniforms,
+)
 
 
-class HFBackend(Engine):
+class HFBackend(BatchEngine):
     """Generates in length-sorted batches with left padding; the trainer's own module, no copy of the weights.
 
     ``max_sequences`` bounds the rows of a batch, and so the key/value cache; ``pad_id`` may be any token, for
     nothing attends to it. Tokens are drawn by :func:`sftrl_fast.ops.sample.sample` with the uniforms of the
-    request's key, so neighbours change an answer only where rounding of the logits decides.
+    request's key, so neighbours change an answer only where rounding of the logits decides. Nothing is kept for a
+    session. Stop strings, for which ``decode`` is needed, cut an answer that was generated to its end.
     """
 
+    name = "hf"
+
     def __init__(
-        self, model: PreTrainedModel, stop_ids: frozenset[int], pad_id: int, *, max_sequences: int
+        self,
+        model: PreTrainedModel,
+        stop_ids: frozenset[int],
+        pad_id: int,
+        *,
+        max_sequences: int,
+        decode: Decode | None = None,
     ) -> None:
+        super().__init__()
         if max_sequences < 1:
             raise UserError(f"max_sequences is {max_sequences}; needed: at least 1")
         vocabulary = int(cast(Tensor, model.get_input_embeddings().weight).shape[0])
         for token in (*stop_ids, pad_id):
             if not 0 <= token < vocabulary:
                 raise UserError(f"stop_ids or pad_id hold {token}; needed: token ids in [0, {vocabulary})")
-        self.counters = EngineCounters()
-        self._model = model
-        self._stop_ids = np.array(sorted(stop_ids), dtype=np.int64)
+        self._model, self._decode = model, decode
+        self._watch = WeightsWatch(model)
+        self._stop_ids = stop_ids
         self._pad_id = pad_id
         self._max_sequences = max_sequences
-        self._max_context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.max_context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[Completion]:
-        """Answer each request, in request order.
+    def submit(
+        self, requests: Sequence[Request], params: SamplingParams | Sequence[SamplingParams]
+    ) -> list[int]:
+        self._check(requests, each(params, len(requests)))
+        return super().submit(requests, params)
+
+    def generate(
+        self, requests: Sequence[Request], params: SamplingParams | Sequence[SamplingParams]
+    ) -> list[Completion]:
+        """Answer each request, in request order; those with equal settings go together.
 
         Raises :class:`UserError` for settings out of range, an empty context, a context that leaves no room
         for ``max_new_tokens`` within the model's positions, and logits that are not finite.
         """
-        self._check(requests, params)
+        own = each(params, len(requests))
+        self._check(requests, own)
+        if requests:
+            self._watch.changed(thorough=True)
+            self.weights_version = self._watch.version
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].context))
         completions: dict[int, Completion] = {}
         with _generating(self._model):
-            for start in range(0, len(order), self._max_sequences):
-                batch = order[start : start + self._max_sequences]
-                answers = self._run([requests[i] for i in batch], params)
-                completions.update(zip(batch, answers, strict=True))
+            for settings in dict.fromkeys(own):
+                same = [i for i in order if own[i] == settings]
+                for start in range(0, len(same), self._max_sequences):
+                    batch = same[start : start + self._max_sequences]
+                    answers = self._run([requests[i] for i in batch], settings)
+                    completions.update(zip(batch, answers, strict=True))
         return [completions[i] for i in range(len(requests))]
 
-    def _check(self, requests: Sequence[Request], params: SamplingParams) -> None:
-        check_sampling(params.temperature, params.top_k, params.top_p)
-        if params.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {params.max_new_tokens}; needed: at least 1")
-        for request in requests:
+    def _check(self, requests: Sequence[Request], params: Sequence[SamplingParams]) -> None:
+        for settings in dict.fromkeys(params):
+            check_params(settings, self._decode)
+        check_keys(requests)
+        for request, own in zip(requests, params, strict=True):
             length = len(request.context)
             if length == 0:
                 raise UserError("context is empty; needed: at least one token")
-            if self._max_context is not None and length + params.max_new_tokens > self._max_context:
+            if self.max_context is not None and length + own.max_new_tokens > self.max_context:
                 raise UserError(
-                    f"context of {length} tokens and max_new_tokens {params.max_new_tokens} exceed the "
-                    f"{self._max_context} positions of the model"
+                    f"context of {length} tokens and max_new_tokens {own.max_new_tokens} exceed the "
+                    f"{self.max_context} positions of the model"
                 )
 
     def _run(self, requests: list[Request], params: SamplingParams) -> list[Completion]:
@@ -88,26 +124,39 @@ class HFBackend(Engine):
             generation_config=GenerationConfig(
                 do_sample=False,
                 max_new_tokens=params.max_new_tokens,
-                eos_token_id=self._stop_ids.tolist() or None,
+                eos_token_id=sorted(self._stop_ids | params.stop_ids) or None,
                 pad_token_id=self._pad_id,
                 use_cache=True,
             ),
         )
-        completions = self._cut(draw)
+        completions = self._cut(draw, params)
         self.counters.prefill_tokens += int(mask.sum())
         self.counters.decode_tokens += sum(len(completion.token_ids) for completion in completions)
         self.counters.executed_tokens += rows * (width + draw.steps - 1)
         return completions
 
-    def _cut(self, draw: _KeyedDraw) -> list[Completion]:
-        """End each row of the recorded draws at its first stop token, which it keeps."""
-        tokens, plain, sampled = (record[: draw.steps].T.cpu().numpy() for record in draw.records)
-        stops = np.isin(tokens, self._stop_ids)
-        stopped = stops.any(axis=1)
-        lengths = np.where(stopped, stops.argmax(axis=1) + 1, draw.steps)
-        values = (tokens, plain, sampled, lengths, stopped)
-        rows = zip(*(array.tolist() for array in values), strict=True)
-        return [Completion(t[:n], p[:n], s[:n], ended) for t, p, s, n, ended in rows]
+    def _cut(self, draw: _KeyedDraw, params: SamplingParams) -> list[Completion]:
+        """End each row of the recorded draws where it stops first; what ends it is kept."""
+        records = (record[: draw.steps].T.tolist() for record in draw.records)
+        completions = []
+        for tokens, plain, sampled in zip(*records, strict=True):
+            length = self._end(tokens, params)
+            n = length or len(tokens)
+            completions.append(
+                Completion(tokens[:n], plain[:n], sampled[:n], length > 0, self.weights_version)
+            )
+        return completions
+
+    def _end(self, tokens: list[int], params: SamplingParams) -> int:
+        """Tokens up to and with the one that stops the answer, 0 if none does."""
+        stops = self._stop_ids | params.stop_ids
+        length = next((n for n, token in enumerate(tokens, 1) if token in stops), 0)
+        if params.stop_strings:
+            ends = (
+                n for n in range(1, length or len(tokens) + 1) if ends_with(tokens[:n], params, self._decode)
+            )
+            length = next(ends, length)
+        return length
 
 
 class _KeyedDraw(LogitsProcessor):
@@ -116,13 +165,8 @@ class _KeyedDraw(LogitsProcessor):
     def __init__(
         self, requests: list[Request], params: SamplingParams, prompt_width: int, device: torch.device
     ) -> None:
-        keys = [request.key for request in requests]
-        seed, step, prompt, member, turn = (
-            np.array([getattr(key, name) for key in keys], dtype=np.uint64)
-            for name in ("seed", "step", "prompt", "sample", "turn")
-        )
         position = np.arange(params.max_new_tokens)[:, None]
-        self._uniforms = torch.from_numpy(uniforms(seed, step, prompt, member, turn, position)).to(device)
+        self._uniforms = torch.from_numpy(key_uniforms(requests, position)).to(device)
         self._params = params
         self._prompt_width = prompt_width
         shape = (params.max_new_tokens, len(requests))

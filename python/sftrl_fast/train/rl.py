@@ -53,9 +53,12 @@ class RLArm:
                 steps.append(self._optimize([rows[i] for i in part], row))
                 steps[-1]["grad_norm"], metrics["lr"] = self.optimizer.step(done)
         # Before the first optimizer step the difference is the engine's and the trainer's alone.
-        metrics["engine_gap"] = steps[0].pop("logprob_gap")
+        metrics["engine_gap"], metrics["engine_gap_max"] = (
+            steps[0]["logprob_gap"],
+            steps[0]["logprob_gap_max"],
+        )
         metrics["ratio_max"] = max(optimized["ratio_max"] for optimized in steps)
-        for key in ("loss", "entropy", "clipped", "kl", "grad_norm", "trained_rows"):
+        for key in ("loss", "entropy", "clipped", "kl", "ratio_mean", "grad_norm", "trained_rows"):
             metrics[key] = float(np.mean([optimized[key] for optimized in steps]))
         return metrics
 
@@ -96,7 +99,8 @@ class RLArm:
         )
         # Without a KL term a row of advantage 0 has no gradient, so only the others go through the model.
         kept = [i for i, r in enumerate(rows) if r.advantage != 0 or settings.kl]
-        sums = dict.fromkeys(("loss", "entropy", "clipped", "ratio_max", "logprob_gap", "kl"), 0.0)
+        means = ("entropy", "clipped", "ratio_mean", "logprob_gap", "kl")
+        sums = dict.fromkeys(("loss", "ratio_max", "logprob_gap_max", *means), 0.0)
         executed = 0
         for batch in micro_batches(
             [rows[i] for i in kept], self.config.compute.micro_batch_tokens, self.language.device
@@ -106,8 +110,7 @@ class RLArm:
             executed += batch.ids.numel()
         self.compute.train(sum(len(r.ids) for r in rows), executed)
         tokens = max(1, int(lengths[kept].sum()))
-        means = {key: sums[key] / tokens for key in ("entropy", "clipped", "logprob_gap", "kl")}
-        return {"loss": sums["loss"], "ratio_max": sums["ratio_max"], "trained_rows": len(kept), **means}
+        return sums | {key: sums[key] / tokens for key in means} | {"trained_rows": len(kept)}
 
     def _backward(
         self, batch: TokenBatch, rows: list[Row], weights: Tensor, row: Recipe, sums: dict[str, float]
@@ -142,7 +145,10 @@ class RLArm:
         sums["entropy"] += float(entropy.detach().sum())
         sums["clipped"] += float(terms.clipped.sum())
         sums["ratio_max"] = max(sums["ratio_max"], float(terms.ratio.max()))
-        sums["logprob_gap"] += float((logp.detach() - old).abs().sum())
+        sums["ratio_mean"] += float(terms.ratio.sum())
+        gap = (logp.detach() - old).abs()
+        sums["logprob_gap"] += float(gap.sum())
+        sums["logprob_gap_max"] = max(sums["logprob_gap_max"], float(gap.max()))
         sums["kl"] += 0.0 if terms.kl is None else float(terms.kl.sum())
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from sftrl_fast.algo.recipes import recipe
 from sftrl_fast.config import Config, load_config
 from sftrl_fast.core import UserError
-from sftrl_fast.evaluate import evaluate_set, load_configured, make_engine, task_env
+from sftrl_fast.evaluate import evaluate_set, load_configured, make_engine, task_env, why_not_native
 from sftrl_fast.models.causal_lm import check_head
 from sftrl_fast.models.load import LanguageModel, save
 from sftrl_fast.runtime import checkpoint
@@ -137,6 +137,8 @@ class Run:
             self.log = stack.enter_context(MetricsLog(self.folder))
             self.progress = stack.enter_context(Progress())
             self.log.truncate(self.state.metrics_position)
+            if not self.state.metrics_position:
+                self.log.write({"engine": self.engine.name, "why_not_native": why_not_native(self.language)})
             while self.state.stage < len(stages):
                 stage = stages[self.state.stage]
                 finished = self._train(stage) if stage.kind == "train" else self._evaluate(stage)

@@ -79,40 +79,71 @@ class GeneralPointsVectorEnv(CardSet, gymnasium.vector.VectorEnv[Texts, Sequence
         ``[num_envs]``, and ``value`` (int64 ``[num_envs, 2]``: numerator and denominator, denominator 0 for
         none). Raises ``gymnasium.error.ResetNeeded`` before the first ``reset``.
         """
+        self._check_actions(actions, self.num_envs)
+        live = np.flatnonzero(~(self._terminated | self._truncated))
+        judged, reward = self._judge([actions[row] for row in live.tolist()], live)
+        observations, rewards = [""] * self.num_envs, np.zeros(self.num_envs, dtype=np.float64)
+        rewards[live] = reward
+        for row, observation in zip(live.tolist(), judged, strict=True):
+            observations[row] = observation
+        return self._results(observations, rewards, slice(None))
+
+    def step_rows(
+        self, rows: np.ndarray, actions: Sequence[str]
+    ) -> tuple[Texts, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Judge ``actions[i]`` as the answer to row ``rows[i]`` and leave the other rows alone.
+
+        Returns what :meth:`step` does, with an entry for each of ``rows``, int64, which must differ and be under way.
+        """
+        self._check_actions(actions, len(rows))
+        if len(np.unique(rows)) < len(rows) or (self._terminated[rows] | self._truncated[rows]).any():
+            raise UserError(f"rows={rows!r:.60} must differ and be rows that are not over")
+        observations, rewards = self._judge(actions, rows)
+        return self._results(observations, rewards, rows)
+
+    def _judge(self, actions: Sequence[str], rows: np.ndarray) -> tuple[list[str], np.ndarray]:
+        """Observation and reward of each of ``rows``, all of them under way."""
         if not self._dealt:
             raise gymnasium.error.ResetNeeded("no episodes are under way: call reset before step")
-        self._check_actions(actions)
-        live = np.flatnonzero(~(self._terminated | self._truncated))
-        verdicts = self.judge([actions[row] for row in live.tolist()], self._indices[live])
+        verdicts = self.judge(actions, self._indices[rows])
         right = verdicts.outcome == Outcome.RIGHT
-        self._attempts_left[live] -= 1
-        exhausted = ~right & (self._attempts_left[live] == 0)
-        self._terminated[live] = right
-        self._truncated[live] = exhausted
-        self._outcome[live] = verdicts.outcome
-        self._cards_ok[live] = verdicts.cards_ok
-        self._value[live] = verdicts.value
-        rewards = np.zeros(self.num_envs, dtype=np.float64)
-        rewards[live] = verdicts.reward + BUDGET_USED_UP * exhausted
-        observations = [""] * self.num_envs
+        self._attempts_left[rows] -= 1
+        exhausted = ~right & (self._attempts_left[rows] == 0)
+        self._terminated[rows] = right
+        self._truncated[rows] = exhausted
+        self._outcome[rows] = verdicts.outcome
+        self._cards_ok[rows] = verdicts.cards_ok
+        self._value[rows] = verdicts.value
+        observations = [""] * len(rows)
         again = np.flatnonzero(~(right | exhausted))
         if again.size:
             messages = verdicts.messages()
-            for row, judged in zip(live[again].tolist(), again.tolist(), strict=True):
-                observations[row] = prompt.revision(messages[judged])
-        infos = {
-            "index": self._indices.copy(),
-            "attempts_left": self._attempts_left.copy(),
-            "success": self._terminated.copy(),
-            "outcome": self._outcome.copy(),
-            "cards_ok": self._cards_ok.copy(),
-            "value": self._value.copy(),
-        }
-        return tuple(observations), rewards, self._terminated.copy(), self._truncated.copy(), infos
+            for place in again.tolist():
+                observations[place] = prompt.revision(messages[place])
+        return observations, verdicts.reward + BUDGET_USED_UP * exhausted
 
-    def _check_actions(self, actions: Sequence[str]) -> None:
-        if isinstance(actions, str) or len(actions) != self.num_envs:
-            raise UserError(f"answers={actions!r:.60} must be {self.num_envs} strings, one a row")
+    def _results(
+        self, observations: list[str], rewards: np.ndarray, rows: np.ndarray | slice
+    ) -> tuple[Texts, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        infos = {
+            "index": self._indices[rows].copy(),
+            "attempts_left": self._attempts_left[rows].copy(),
+            "success": self._terminated[rows].copy(),
+            "outcome": self._outcome[rows].copy(),
+            "cards_ok": self._cards_ok[rows].copy(),
+            "value": self._value[rows].copy(),
+        }
+        return (
+            tuple(observations),
+            rewards,
+            self._terminated[rows].copy(),
+            self._truncated[rows].copy(),
+            infos,
+        )
+
+    def _check_actions(self, actions: Sequence[str], rows: int) -> None:
+        if isinstance(actions, str) or len(actions) != rows:
+            raise UserError(f"answers={actions!r:.60} must be {rows} strings, one a row")
         for row, answer in enumerate(actions):
             if not isinstance(answer, str):
                 raise UserError(f"answers[{row}]={answer!r:.60} must be a string")

@@ -1,0 +1,54 @@
+"""Which models the engine's own forward pass covers, and why it does not cover another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+from torch import nn
+from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
+
+FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Those whose angles depend on the position alone; `dynamic` and `longrope` change with the sequence's length."""
+
+
+def why_not(model: nn.Module) -> str:
+    """What :class:`~sftrl_fast.models.decoder.Decoder` lacks for ``model``; the empty string if it covers it."""
+    if type(model) not in FAMILIES:
+        names = ", ".join(family.__name__ for family in FAMILIES)
+        return f"a {type(model).__name__} is none of {names}"
+    causal = cast(Any, model)
+    return next((reason for reason in _reasons(causal.config, causal) if reason), "")
+
+
+def _reasons(config: Any, model: Any) -> Iterator[str]:
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
+    if window and "sliding_attention" in kinds and window < config.max_position_embeddings:
+        yield f"its attention slides over a window of {window} tokens"
+    if odd := set(kinds) - {"full_attention", "sliding_attention"}:
+        yield f"it has layers of type {', '.join(sorted(odd))}"
+    rope = config.rope_parameters
+    if rope.get("rope_type", "default") not in ROPE_TYPES:
+        yield f"its rotary embedding is of type {rope['rope_type']!r}"
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        yield "only a part of each head is rotated"
+    if config.hidden_act != "silu":
+        yield f"its activation is {config.hidden_act!r}"
+    yield from _odd_modules(model)
+    kinds = {(p.dtype, p.device) for p in model.parameters()}
+    if len(kinds) > 1:
+        yield f"its weights are of several types or devices: {', '.join(sorted(map(str, kinds)))}"
+    if any(p.device.type == "meta" for p in model.parameters()):
+        yield "its weights are not on this machine"
+
+
+def _odd_modules(model: Any) -> Iterator[str]:
+    """Layers that were exchanged, as adapters and quantisers do, or that something was hooked onto."""
+    for name, module in model.named_modules():
+        plain = nn.Embedding if name.endswith("embed_tokens") else nn.Linear
+        if (name.endswith(("_proj", "lm_head", "embed_tokens"))) and type(module) is not plain:
+            yield f"{name} is a {type(module).__name__}"
+        if module._forward_hooks or module._forward_pre_hooks:
+            yield f"{name or 'the model'} has forward hooks"

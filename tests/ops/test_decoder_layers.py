@@ -1,0 +1,110 @@
+"""All layers in one call against the same kernels called one by one: the same bits, at every level."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from sftrl_fast.models.decoder import Decoder
+from sftrl_fast.ops.attention import CacheRows
+
+PAGE, PAGES = 4, 12
+SHAPE: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 42,
+    "intermediate_size": 56,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+}
+MODELS: dict[str, Any] = {
+    "plain": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, head_dim=8)),
+    "biases": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, head_dim=16, attention_bias=True, mlp_bias=True)),
+    "head norms": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=16)),
+    "one layer, narrow": lambda: LlamaForCausalLM(
+        LlamaConfig(**{**SHAPE, "num_hidden_layers": 1, "intermediate_size": 6, "head_dim": 8})
+    ),
+}
+
+
+def rows(*tables: Any) -> CacheRows:
+    made = CacheRows(*(torch.tensor(table, dtype=torch.int32) for table in tables))
+    made.check(int(made.query_offsets[-1]), PAGES, PAGE)
+    return made
+
+
+# A prompt of 5 tokens in pages 7, 2 is encoded beside a sequence of 9 in 0, 1, 3; then two sequences go on behind the
+# prompt, one with two tokens and one with one, beside the ninth-and-one of the other.
+FIRST = (
+    rows([0, 5, 14], [0, 0], [[0]], [0], [[7, 2, 0], [0, 1, 3]], [5, 9]),
+    [*range(5), *range(9)],
+    [28, 29, 30, 31, 8, 0, 1, 2, 3, 4, 5, 6, 7, 12],
+)
+SECOND = (
+    rows([0, 1, 3, 4], [0, 1, 1], [[0, 0], [7, 2]], [0, 5], [[0, 1, 3], [5, 0, 0], [6, 0, 0]], [10, 2, 1]),
+    [9, 5, 6, 5],
+    [13, 20, 21, 24],
+)
+
+
+def run(decoder: Decoder, wanted: tuple[list[int], list[int]]) -> list[Tensor]:
+    shape = (PAGES, decoder.kv_heads, PAGE, decoder.head_dim)
+    keys, values = (
+        [torch.full(shape, float("nan"), dtype=decoder.dtype) for _ in range(decoder.layers)]
+        for _ in range(2)
+    )
+    found = []
+    for (table, positions, slots), places in zip((FIRST, SECOND), wanted, strict=True):
+        tokens = torch.arange(len(positions)) * 7 % 50
+        found.append(
+            decoder.hidden(
+                tokens,
+                torch.tensor(positions),
+                torch.tensor(slots),
+                table,
+                keys,
+                values,
+                torch.tensor(places, dtype=torch.int64),
+            )
+        )
+    return [*found, *keys, *values]
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_call_gives_the_bits_of_many(
+    name: str, dtype: torch.dtype, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name]().to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    empty = torch.empty
+
+    def poisoned(*args: Any, **kwargs: Any) -> Tensor:
+        made = empty(*args, **kwargs)
+        return made.fill_(float("nan")) if made.is_floating_point() else made
+
+    one, many = Decoder(model), Decoder(model, fused=False)
+    monkeypatch.setattr(torch, "empty", poisoned)
+    for wanted in (([4, 13], [0, 2, 3]), ([*range(14)], [*range(4)]), ([], [1])):
+        for a, b in zip(run(one, wanted), run(many, wanted), strict=True):
+            assert torch.equal(a.nan_to_num(nan=7.0), b.nan_to_num(nan=7.0)), level
+    assert not torch.isnan(run(one, ([0], [1]))[0]).any()
+
+
+def test_only_cpp_kernels_are_run_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS["plain"]()
+    assert Decoder(model)._whole is not None
+    assert Decoder(model, fused=False)._whole is None
+    assert Decoder(model.double())._whole is None
+    monkeypatch.setenv("SFTRL_IMPL", "torch")
+    assert Decoder(model.float())._whole is None
