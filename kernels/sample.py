@@ -248,7 +248,7 @@ REGISTER_BUDGET = {4: 128, 8: 255, 16: 128}
 def _case(kernel: Any, dtype: torch.dtype, vocab: int) -> CompileCase:
     name, data = kernel.__name__.lstrip("_"), f"*{TYPE_NAMES[dtype]}"
     signature = {"logits": data, "temperature": "*fp32", "stats": "*fp32"}
-    signature |= {"B": "i32", "V": "i32", "stride": "i32:16", "chunks": "i32"}
+    signature |= {"B": "i32", "V": "i32:16", "stride": "i32:16", "chunks": "i32"}
     constexprs: dict[str, Any] = dict(_block(vocab))
     if name == "draw":
         signature |= {"uniforms": "*fp32", "top_k": "*i32", "top_p": "*fp32", "tokens": "*i64"}
