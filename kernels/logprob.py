@@ -312,15 +312,13 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, transposed: bool, add: bool) ->
 REGISTER_BUDGET = 255  # all that a thread can name: one program of 256 threads fills a multiprocessor
 
 
-def _tile_case(
-    name: str, kernel: Any, dtype: torch.dtype, pointers: dict[str, str], **constexprs: Any
-) -> CompileCase:
-    tile, whole = (TILE[dtype], "i32:16") if constexprs["EVEN_D"] else (ODD, "i32")
+def _tile_case(name: str, kernel: Any, dtype: torch.dtype, data: dict[str, str], **flags: Any) -> CompileCase:
+    tile, whole = (TILE[dtype], "i32:16") if flags["EVEN_D"] else (ODD, "i32")
     sizes = {"T": "i32", "scale": "fp32"} | dict.fromkeys(("V", "D", "stride_h", "stride_w"), whole)
     blocks = {key: value for key, value in tile.items() if key.startswith("BLOCK")}
     return CompileCase(
-        f"logprob.{name}", TYPE_NAMES[dtype], kernel, pointers | sizes,
-        blocks | {"PRECISION": PRECISION} | constexprs,
+        f"logprob.{name}", TYPE_NAMES[dtype], kernel, data | sizes,
+        blocks | {"PRECISION": PRECISION} | flags,
         tile["num_warps"], tile["num_stages"], REGISTER_BUDGET,
     )  # fmt: skip
 

@@ -241,14 +241,14 @@ def _a_row(setting: float | Tensor, rows: int, dtype: torch.dtype, device: torch
     return torch.full((rows,), setting, dtype=dtype, device=device)
 
 
-REGISTER_BUDGET = {"stats": 128, "draw": 128}
-"""Of ``draw`` with 512 threads a program: all that the 65,536 registers of a multiprocessor give."""
+REGISTER_BUDGET = {4: 128, 8: 255, 16: 128}
+"""By the warps of a program. With 16 warps 128 is all that the 65,536 registers of a multiprocessor give."""
 
 
 def _case(kernel: Any, dtype: torch.dtype, vocab: int) -> CompileCase:
     name, data = kernel.__name__.lstrip("_"), f"*{TYPE_NAMES[dtype]}"
     signature = {"logits": data, "temperature": "*fp32", "stats": "*fp32"}
-    signature |= {"B": "i32", "V": "i32", "stride": "i32:16", "chunks": "i32"}
+    signature |= {"B": "i32", "V": "i32:16", "stride": "i32:16", "chunks": "i32"}
     constexprs: dict[str, Any] = dict(_block(vocab))
     if name == "draw":
         signature |= {"uniforms": "*fp32", "top_k": "*i32", "top_p": "*fp32", "tokens": "*i64"}
@@ -256,16 +256,8 @@ def _case(kernel: Any, dtype: torch.dtype, vocab: int) -> CompileCase:
         chunks = triton.next_power_of_2(triton.cdiv(vocab, constexprs["CHUNK"]))
         constexprs |= {"MOST_CHUNKS": chunks, "KEY_BITS": KEY_BITS[dtype]}
     warps = DRAW_WARPS[dtype] if name == "draw" else STATS_WARPS
-    return CompileCase(
-        f"sample.{name}/V={vocab}",
-        TYPE_NAMES[dtype],
-        kernel,
-        signature,
-        constexprs,
-        warps,
-        3,
-        REGISTER_BUDGET[name],
-    )
+    launch = warps, 3, REGISTER_BUDGET[warps]
+    return CompileCase(f"sample.{name}/V={vocab}", TYPE_NAMES[dtype], kernel, signature, constexprs, *launch)
 
 
 COMPILE_CASES = [
