@@ -338,8 +338,7 @@ def _product_case(
 
 
 def _cases(dtype: torch.dtype) -> list[CompileCase]:
-    data = f"*{TYPE_NAMES[dtype]}"
-    read = {"hidden": data, "weight": data, "targets": "*i64"}
+    read = dict.fromkeys(("hidden", "weight"), data := f"*{TYPE_NAMES[dtype]}") | {"targets": "*i64"}
     back = read | dict.fromkeys(("lse", "entropy", "grad_logp", "grad_entropy"), "*fp32") | {"out": data}
     back |= {"first_row": "i32:16", "first_column": "i32:16", "width": "i32:16"}
     partial = read | {"partial": "*fp32", "chunks": "i32"}
