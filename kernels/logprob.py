@@ -25,12 +25,15 @@ ROWS, COLUMNS = 4096, 4096
 
 HALF = {"BLOCK_T": 128, "BLOCK_V": 128, "BLOCK_D": 64, "num_warps": 8, "num_stages": 3, **FUSION}
 SINGLE = {"BLOCK_T": 64, "BLOCK_V": 64, "BLOCK_D": 16, "num_warps": 4, "num_stages": 2, **FUSION}
+ODD = {"BLOCK_T": 64, "BLOCK_V": 64, "BLOCK_D": 32, "num_warps": 8, "num_stages": 2, **FUSION}
 TILE = {torch.bfloat16: HALF, torch.float16: HALF, torch.float32: SINGLE}
-"""Tile of logits a program holds, and how it is computed."""
+"""Tile of logits a program holds, and how it is computed; ODD where a row's length or distance is no multiple of 16:
+loads of one number at a time take registers."""
 HALF_PRODUCT = {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3, **FUSION}
-SINGLE_PRODUCT = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2, **FUSION}
+SINGLE_PRODUCT = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2, **FUSION}
+ODD_PRODUCT = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2, **FUSION}
 PRODUCT = {torch.bfloat16: HALF_PRODUCT, torch.float16: HALF_PRODUCT, torch.float32: SINGLE_PRODUCT}
-"""Tile of a gradient; BLOCK_N = 64 divides the widths of the models in view and leaves enough programs."""
+"""Tile of a gradient; BLOCK_N = 64 divides the usual widths and leaves enough programs."""
 MERGE_ROWS = 128
 PRECISION = "ieee"
 """Of float32 products: tensor cores would round their factors to tf32."""
@@ -196,16 +199,20 @@ def logprob_triton(
 ) -> tuple[Tensor, Tensor]:
     """Arguments as checked by :func:`sftrl_fast.ops.logprob.logprob`. In float16 small gradients of the logits fall
     to zero as they do in torch's own: scale the loss."""
-    logp, entropy = _Logprob.apply(hidden, weight, targets, temperature)
-    return logp, entropy
+    result: tuple[Tensor, Tensor] = _Logprob.apply(hidden, weight, targets, temperature)
+    return result
 
 
 def _dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def _tile(hidden: Tensor) -> dict[str, Any]:
-    tile = TILE[hidden.dtype]
+def _even(*sizes: int) -> bool:
+    return all(size % 16 == 0 for size in sizes)
+
+
+def _tile(hidden: Tensor, weight: Tensor) -> dict[str, Any]:
+    tile = TILE[hidden.dtype] if _even(hidden.shape[1], hidden.stride(0), weight.stride(0)) else ODD
     return tile | {"EVEN_D": hidden.shape[1] % tile["BLOCK_D"] == 0, "PRECISION": PRECISION}
 
 
@@ -216,7 +223,7 @@ class _Logprob(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         hidden, weight, targets = _dense_rows(hidden), _dense_rows(weight), targets.contiguous()
         (rows, width), vocab = hidden.shape, weight.shape[0]
-        tile, chunks = _tile(hidden), triton.cdiv(vocab, CHUNK)
+        tile, chunks = _tile(hidden, weight), triton.cdiv(vocab, CHUNK)
         partial = torch.empty((4, chunks, rows), dtype=torch.float32, device=hidden.device)
         logp, entropy, lse = torch.empty((3, rows), dtype=torch.float32, device=hidden.device)
         if rows:
@@ -238,22 +245,21 @@ class _Logprob(torch.autograd.Function):
         ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden, weight, _, lse, _ = ctx.saved_tensors
+        vocab, rows = weight.shape[0], hidden.shape[0]
         slope = torch.zeros_like(lse) if grad_logp is None else grad_logp.contiguous()
         bend = None if grad_entropy is None else grad_entropy.contiguous()
         grads = _Gradients(hidden, weight, *ctx.needs_input_grad[:2])
-        vocab, rows = weight.shape[0], hidden.shape[0]
         for column in range(0, vocab, COLUMNS):
             columns = slice(column, min(column + COLUMNS, vocab))
             for row in range(0, rows, ROWS):
                 block = slice(row, min(row + ROWS, rows))
-                d = _logits_gradient(ctx, slope, bend, block, columns)
-                grads.add(d, block, columns)
-        return grads.hidden(), grads.weight(), None, None
+                grads.add(_logits_gradient(ctx, slope, bend, block, columns), block, columns)
+        return *grads.totals(), None, None
 
 
 def _logits_gradient(ctx: Any, slope: Tensor, bend: Tensor | None, rows: slice, columns: slice) -> Tensor:
     hidden, weight, targets, lse, entropy = ctx.saved_tensors
-    tile = _tile(hidden)
+    tile = _tile(hidden, weight)
     height, width = rows.stop - rows.start, columns.stop - columns.start
     d = torch.empty((height, width), dtype=hidden.dtype, device=hidden.device)
     _grad_logits[(triton.cdiv(height, tile["BLOCK_T"]), triton.cdiv(width, tile["BLOCK_V"]))](
@@ -269,11 +275,10 @@ class _Gradients:
 
     def __init__(self, hidden: Tensor, weight: Tensor, want_hidden: bool, want_weight: bool) -> None:
         self._hidden, self._weight = hidden, weight
-        one_row_block = hidden.shape[0] <= ROWS
         self._of_hidden = torch.empty_like(hidden, dtype=torch.float32) if want_hidden else None
         self._of_weight = torch.empty_like(weight) if want_weight else None
         self._stretch: Tensor | None = None
-        if want_weight and not one_row_block and weight.dtype != torch.float32:
+        if want_weight and len(hidden) > ROWS and weight.dtype != torch.float32:
             self._stretch = weight.new_empty(
                 (min(COLUMNS, len(weight)), weight.shape[1]), dtype=torch.float32
             )
@@ -288,18 +293,15 @@ class _Gradients:
             if self._stretch is not None and rows.stop == len(self._hidden):
                 part.copy_(total)
 
-    def hidden(self) -> Tensor | None:
-        return None if self._of_hidden is None else self._of_hidden.to(self._hidden.dtype)
-
-    def weight(self) -> Tensor | None:
+    def totals(self) -> tuple[Tensor | None, Tensor | None]:
         if self._of_weight is not None and len(self._hidden) == 0:
-            return self._of_weight.zero_()
-        return self._of_weight
+            self._of_weight.zero_()
+        return None if self._of_hidden is None else self._of_hidden.to(self._hidden.dtype), self._of_weight
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor, transposed: bool, add: bool) -> None:
     height, width = out.shape
-    product = PRODUCT[b.dtype]
+    product = PRODUCT[b.dtype] if _even(width, a.stride(0), b.stride(0), out.stride(0)) else ODD_PRODUCT
     grid = (triton.cdiv(height, product["BLOCK_M"]), triton.cdiv(width, product["BLOCK_N"]))
     _product[grid](
         a, b, out, height, width, len(b), a.stride(0), b.stride(0), out.stride(0),
@@ -307,28 +309,28 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, transposed: bool, add: bool) ->
     )  # fmt: skip
 
 
-REGISTER_BUDGET = 255
-"""Of every kernel here: a program of 128 threads may take all a thread can name."""
+REGISTER_BUDGET = 255  # all that a thread can name: one program of 256 threads fills a multiprocessor
 
 
-def _tile_case(
-    name: str, kernel: Any, dtype: torch.dtype, pointers: dict[str, str], **constexprs: Any
-) -> CompileCase:
-    tile = TILE[dtype]
-    sizes = {"T": "i32", "scale": "fp32"} | dict.fromkeys(("V", "D", "stride_h", "stride_w"), "i32:16")
+def _tile_case(name: str, kernel: Any, dtype: torch.dtype, data: dict[str, str], **flags: Any) -> CompileCase:
+    tile, whole = (TILE[dtype], "i32:16") if flags["EVEN_D"] else (ODD, "i32")
+    sizes = {"T": "i32", "scale": "fp32"} | dict.fromkeys(("V", "D", "stride_h", "stride_w"), whole)
     blocks = {key: value for key, value in tile.items() if key.startswith("BLOCK")}
     return CompileCase(
-        name, TYPE_NAMES[dtype], kernel, pointers | sizes,
-        blocks | {"EVEN_D": True, "PRECISION": PRECISION} | constexprs,
+        f"logprob.{name}", TYPE_NAMES[dtype], kernel, data | sizes,
+        blocks | {"PRECISION": PRECISION} | flags,
         tile["num_warps"], tile["num_stages"], REGISTER_BUDGET,
     )  # fmt: skip
 
 
-def _product_case(name: str, dtype: torch.dtype, transposed: bool, add: bool) -> CompileCase:
-    product, data = PRODUCT[dtype], f"*{TYPE_NAMES[dtype]}"
-    signature = {"a": data, "b": data, "out": "*fp32" if add else data, "N": "i32:16"}
-    signature |= {"M": "i32:16", "K": "i32"} if transposed else {"M": "i32", "K": "i32:16"}
-    signature |= dict.fromkeys(("stride_a", "stride_b", "stride_out"), "i32:16")
+def _product_case(
+    name: str, dtype: torch.dtype, transposed: bool, add: bool, even: bool = True
+) -> CompileCase:
+    product, data = PRODUCT[dtype] if even else ODD_PRODUCT, f"*{TYPE_NAMES[dtype]}"
+    signature = {"a": data, "b": data, "out": "*fp32" if add else data, "M": "i32", "K": "i32"}
+    signature |= dict.fromkeys(("N", "stride_a", "stride_b", "stride_out"), "i32:16" if even else "i32")
+    if even:
+        signature["M" if transposed else "K"] = "i32:16"
     blocks = {key: value for key, value in product.items() if key.startswith("BLOCK")}
     constexprs = blocks | {"PRECISION": PRECISION, "TRANSPOSED": transposed, "ADD": add}
     launch = product["num_warps"], product["num_stages"], REGISTER_BUDGET
@@ -336,29 +338,27 @@ def _product_case(name: str, dtype: torch.dtype, transposed: bool, add: bool) ->
 
 
 def _cases(dtype: torch.dtype) -> list[CompileCase]:
-    data = f"*{TYPE_NAMES[dtype]}"
-    read = {"hidden": data, "weight": data, "targets": "*i64"}
+    read = dict.fromkeys(("hidden", "weight"), data := f"*{TYPE_NAMES[dtype]}") | {"targets": "*i64"}
     back = read | dict.fromkeys(("lse", "entropy", "grad_logp", "grad_entropy"), "*fp32") | {"out": data}
     back |= {"first_row": "i32:16", "first_column": "i32:16", "width": "i32:16"}
     partial = read | {"partial": "*fp32", "chunks": "i32"}
     return [
-        _tile_case("logprob.forward", _forward, dtype, partial, CHUNK=CHUNK),
-        _tile_case("logprob.grad_logits", _grad_logits, dtype, back, WITH_ENTROPY=False),
-        _tile_case("logprob.grad_logits+entropy", _grad_logits, dtype, back, WITH_ENTROPY=True),
+        _tile_case("forward", _forward, dtype, partial, CHUNK=CHUNK, EVEN_D=True),
+        _tile_case("forward/odd", _forward, dtype, partial, CHUNK=CHUNK, EVEN_D=False),
+        _tile_case("grad_logits", _grad_logits, dtype, back, WITH_ENTROPY=False, EVEN_D=True),
+        _tile_case("grad_logits+entropy", _grad_logits, dtype, back, WITH_ENTROPY=True, EVEN_D=True),
+        _tile_case("grad_logits+entropy/odd", _grad_logits, dtype, back, WITH_ENTROPY=True, EVEN_D=False),
         _product_case("grad_hidden", dtype, False, True),
         _product_case("grad_weight", dtype, True, False),
         _product_case("grad_weight+rows", dtype, True, True),
+        _product_case("grad_hidden/odd", dtype, False, True, even=False),
+        _product_case("grad_weight+rows/odd", dtype, True, True, even=False),
     ]
 
 
-COMPILE_CASES = [
-    CompileCase(
-        "logprob.merge", "fp32", _merge,
-        dict.fromkeys(("partial", "logp", "entropy", "lse"), "*fp32") | {"T": "i32", "chunks": "i32"},
-        {"BLOCK_T": MERGE_ROWS}, 4, 3, 64,
-    ),
-    *(case for dtype in TYPE_NAMES for case in _cases(dtype)),
-]  # fmt: skip
+_MERGED = dict.fromkeys(("partial", "logp", "entropy", "lse"), "*fp32") | {"T": "i32", "chunks": "i32"}
+COMPILE_CASES = [CompileCase("logprob.merge", "fp32", _merge, _MERGED, {"BLOCK_T": MERGE_ROWS}, 4, 3, 64)]
+COMPILE_CASES += [case for dtype in TYPE_NAMES for case in _cases(dtype)]
 
 
 def forward_work(rows: int, width: int, vocab: int, dtype: torch.dtype) -> Work:

@@ -21,7 +21,9 @@ from sftrl_fast.kernels.compile_case import FUSION, TYPE_NAMES, CompileCase, Wor
 
 CHUNK = 4096
 """Logits that a program holds at a time, of one row or of several."""
-STATS_WARPS, DRAW_WARPS = 4, 16
+STATS_WARPS = 4
+DRAW_WARPS = {torch.bfloat16: 16, torch.float16: 16, torch.float32: 8}
+"""As many as let a thread load 16 bytes or more at a time and keep its sums in registers."""
 KEY_BITS = {torch.bfloat16: 16, torch.float16: 20, torch.float32: 32}
 """Upper bits of a float32's ordered key (see :func:`_key`) in which two logits of a type can differ, made even."""
 
@@ -223,7 +225,7 @@ def sample_triton(
         _draw[(programs,)](
             logits, uniforms, heat, most, share, stats, tokens, plain, sampled, *sizes, **block,
             MOST_CHUNKS=triton.next_power_of_2(chunks), KEY_BITS=KEY_BITS[logits.dtype],
-            num_warps=DRAW_WARPS, **FUSION,
+            num_warps=DRAW_WARPS[logits.dtype], **FUSION,
         )  # fmt: skip
     return tokens, plain, sampled
 
@@ -239,31 +241,23 @@ def _a_row(setting: float | Tensor, rows: int, dtype: torch.dtype, device: torch
     return torch.full((rows,), setting, dtype=dtype, device=device)
 
 
-REGISTER_BUDGET = {"stats": 128, "draw": 128}
-"""Of ``draw`` with 512 threads a program: what the register file of 65,536 holds."""
+REGISTER_BUDGET = {4: 128, 8: 255, 16: 128}
+"""By the warps of a program. With 16 warps 128 is all that the 65,536 registers of a multiprocessor give."""
 
 
 def _case(kernel: Any, dtype: torch.dtype, vocab: int) -> CompileCase:
     name, data = kernel.__name__.lstrip("_"), f"*{TYPE_NAMES[dtype]}"
     signature = {"logits": data, "temperature": "*fp32", "stats": "*fp32"}
-    signature |= {"B": "i32", "V": "i32", "stride": "i32:16", "chunks": "i32"}
+    signature |= {"B": "i32", "V": "i32:16", "stride": "i32:16", "chunks": "i32"}
     constexprs: dict[str, Any] = dict(_block(vocab))
     if name == "draw":
         signature |= {"uniforms": "*fp32", "top_k": "*i32", "top_p": "*fp32", "tokens": "*i64"}
         signature |= {"plain": "*fp32", "sampled": "*fp32"}
         chunks = triton.next_power_of_2(triton.cdiv(vocab, constexprs["CHUNK"]))
         constexprs |= {"MOST_CHUNKS": chunks, "KEY_BITS": KEY_BITS[dtype]}
-    warps = DRAW_WARPS if name == "draw" else STATS_WARPS
-    return CompileCase(
-        f"sample.{name}/V={vocab}",
-        TYPE_NAMES[dtype],
-        kernel,
-        signature,
-        constexprs,
-        warps,
-        3,
-        REGISTER_BUDGET[name],
-    )
+    warps = DRAW_WARPS[dtype] if name == "draw" else STATS_WARPS
+    launch = warps, 3, REGISTER_BUDGET[warps]
+    return CompileCase(f"sample.{name}/V={vocab}", TYPE_NAMES[dtype], kernel, signature, constexprs, *launch)
 
 
 COMPILE_CASES = [

@@ -28,7 +28,7 @@ def test_every_listed_implementation_resolves_to_a_function() -> None:
     for op, implementations in dispatch.OPS.items():
         assert "torch" in implementations
         for impl, entry in implementations.items():
-            if impl == "triton" and entry.refuses(None):
+            if impl in ("triton", "flash") and entry.refuses(None):
                 continue  # its module imports a package that is not here
             assert callable(dispatch.resolve(op, impl))
 

@@ -132,8 +132,8 @@ SIDES = [
 SMALL = {
     "logprob": {
         "CHUNK": 32, "ROWS": 32, "COLUMNS": 48,
-        "SINGLE": {"BLOCK_T": 16, "BLOCK_V": 16, "BLOCK_D": 16},
-        "SINGLE_PRODUCT": {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16},
+        **{tile: {"BLOCK_T": 16, "BLOCK_V": 16, "BLOCK_D": 16} for tile in ("SINGLE", "ODD")},
+        **{tile: {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16} for tile in ("SINGLE_PRODUCT", "ODD_PRODUCT")},
     },
     "sample": {"CHUNK": 64},
     "advantage": {"OWN": 16, "OTHERS": 64, "STEPS": 16},

