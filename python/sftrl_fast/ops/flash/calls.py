@@ -57,7 +57,7 @@ def attend(
     if package == "flash-attn-4":
         from flash_attn.cute import flash_attn_varlen_func as by_cute
 
-        return by_cute(**named, return_lse=True)  # type: ignore[no-any-return]
+        return by_cute(**named, return_lse=True)
     from flash_attn.flash_attn_interface import flash_attn_varlen_func
 
     out, lse, _ = flash_attn_varlen_func(**named, return_attn_probs=True)
@@ -78,7 +78,7 @@ def attend_back(
     if package == "flash-attn-4":
         from flash_attn.cute.interface import _flash_attn_bwd
 
-        return _flash_attn_bwd(**named, lse=lse)  # type: ignore[no-any-return]
+        return _flash_attn_bwd(**named, lse=lse)
     from flash_attn.flash_attn_interface import _flash_attn_varlen_backward
 
     gradients = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))

@@ -63,11 +63,11 @@ def _plan(rows: Any) -> _Plan:
 
 
 def _spans(queries: Any, keys: Any, causal: bool, device: torch.device) -> Spans:
-    counts = [[len(tokens) for tokens in side] for side in (queries, keys)]
-    offsets = (
-        torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device) for lengths in counts
+    asked, seen = ([len(tokens) for tokens in side] for side in (queries, keys))
+    starts, key_starts = (
+        torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device) for lengths in (asked, seen)
     )
-    return Spans(*offsets, *(max(lengths, default=0) for lengths in counts), causal)
+    return Spans(starts, key_starts, max(asked, default=0), max(seen, default=0), causal)
 
 
 class _PackedAttention(torch.autograd.Function):
