@@ -6,13 +6,19 @@ marked, and the script then ends with status 1.
 
     python bench/ops/kernel_table.py                    # every type, compute capabilities 80, 90 and 100
     python bench/ops/kernel_table.py --only sample      # cases whose name holds this
-    python bench/ops/kernel_table.py --record           # writes bench/results/kernels.csv and kernel_work.csv
+    python bench/ops/kernel_table.py --record           # brings kernels.csv and kernel_work.csv up to date
+    python bench/ops/kernel_table.py --record --anew    # and compiles what has not changed too
+    python bench/ops/kernel_table.py --stale            # lines that the recorded table lacks; compiles nothing
+
+A line's ``source`` is a hash of all that decides what comes out: the kernel and what it calls, its types, sizes and
+options, and Triton's version. So a recorded line with that hash need not be compiled again.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import importlib
 import json
 import os
@@ -21,8 +27,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +36,8 @@ if os.environ.pop("TRITON_INTERPRET", None):
     print("TRITON_INTERPRET is not heeded: kernels are compiled here", file=sys.stderr)
 
 import triton
+import triton.language as tl
+from triton import JITFunction
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource, CompiledKernel
@@ -39,8 +47,6 @@ from sftrl_fast.kernels.compile_case import FUSION, CompileCase, Work
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 TARGETS = (80, 90, 100)
-MAIN_TARGET, SIDE_DTYPE = 90, "bf16"
-"""``--default``: every case for the main target, and the others for one type (or the only one of a kernel)."""
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 INSTRUCTIONS = {
@@ -82,6 +88,8 @@ class Report:
     stores_all: int
     atomics: int
     instructions: int
+    source: str
+    """:func:`fingerprint`."""
 
     @property
     def fault(self) -> str:
@@ -100,15 +108,38 @@ def kernel_files() -> list[Any]:
     return [module for module in modules if hasattr(module, "COMPILE_CASES")]
 
 
-def chosen_cases(targets: Sequence[int], only: str, default: bool) -> list[tuple[CompileCase, int]]:
+def chosen_cases(targets: Sequence[int], only: str, sample: bool) -> list[tuple[CompileCase, int]]:
+    """``sample``: one case of each kernel, in bf16 if it has that, for the targets in turn."""
     cases = [case for module in kernel_files() for case in module.COMPILE_CASES if only in case.name]
-    several = {case.name for case in cases if case.dtype == SIDE_DTYPE}
-    return [
-        (case, target)
-        for case in cases
-        for target in targets
-        if not default or target == MAIN_TARGET or case.dtype == SIDE_DTYPE or case.name not in several
-    ]
+    if not sample:
+        return [(case, target) for case in cases for target in targets]
+    first: dict[str, CompileCase] = {}
+    for case in sorted(cases, key=lambda case: case.dtype != "bf16"):
+        first.setdefault(case.name.split("/")[0], case)
+    return [(case, targets[i % len(targets)]) for i, case in enumerate(first.values())]
+
+
+def fingerprint(case: CompileCase) -> str:
+    """A hash of what :func:`compile_case` depends on but the target."""
+    said = (triton.__version__, case.signature, case.constexprs, case.num_warps, case.num_stages, FUSION)
+    text = "\n".join([repr([dict(x) if isinstance(x, Mapping) else x for x in said]), *_sources(case.kernel)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _sources(kernel: JITFunction[Any]) -> list[str]:
+    """The text of a kernel and of those it calls, and its constants, each once."""
+    found: dict[str, str] = {}
+    waiting = [kernel]
+    while waiting:
+        function = waiting.pop()
+        found[function.fn.__qualname__] = function.src
+        for name in function.fn.__code__.co_names:
+            used = function.fn.__globals__.get(name)
+            if isinstance(used, tl.constexpr):
+                found[name] = repr(used.value)
+            elif isinstance(used, JITFunction) and used.fn.__qualname__ not in found:
+                waiting.append(used)
+    return [f"{name}: {found[name]}" for name in sorted(found)]
 
 
 def compile_case(case: CompileCase, target: int) -> CompiledKernel:
@@ -137,7 +168,7 @@ def examine(case: CompileCase, target: int) -> Report:
     counts = {key: sum(bool(re.match(p, name)) for name in names) for key, p in INSTRUCTIONS.items()}
     return Report(
         case.name, case.dtype, f"sm_{target}", case.num_warps, case.num_stages, registers, case.registers,
-        spilled, compiled.metadata.shared, **counts, instructions=len(names),
+        spilled, compiled.metadata.shared, **counts, instructions=len(names), source=fingerprint(case),
     )  # fmt: skip
 
 
@@ -194,25 +225,67 @@ def record(reports: Sequence[Report]) -> None:
     write(RESULTS / "kernel_work.csv", [*work_columns, *ratios], rows)
 
 
+def recorded() -> dict[tuple[str, str, str, str], Report]:
+    """The lines of ``kernels.csv`` by kernel, type, target and source."""
+    with (RESULTS / "kernels.csv").open(newline="", encoding="utf-8") as file:
+        lines = [{key: line[key] for key in line if key != "triton"} for line in csv.DictReader(file)]
+    names = {field.name for field in fields(Report)}
+    words = ("kernel", "dtype", "target", "source")
+    reports = [
+        Report(**{key: text if key in words else int(text) for key, text in line.items()})  # type: ignore[arg-type]
+        for line in lines
+        if set(line) == names
+    ]
+    return {_key(report): report for report in reports}
+
+
+def _key(report: Report) -> tuple[str, str, str, str]:
+    return report.kernel, report.dtype, report.target, report.source
+
+
+def stale() -> list[str]:
+    """What the recorded table lacks, has too much, or has with a fault."""
+    known, lines = recorded(), []
+    for case, target in chosen_cases(TARGETS, "", False):
+        key = (case.name, case.dtype, f"sm_{target}", fingerprint(case))
+        report = known.pop(key, None)
+        if report is None or report.budget != case.registers:
+            lines.append(f"{' '.join(key[:3])}: not recorded as it is now")
+        elif report.fault:
+            lines.append(f"{' '.join(key[:3])}: {report.fault}")
+    return [*lines, *(f"{' '.join(key[:3])}: recorded, and no such case" for key in known)]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compile the Triton kernels and report what came out")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--targets", type=int, nargs="+", default=list(TARGETS), help="compute capabilities")
-    parser.add_argument("--default", action="store_true", help="the part that the tests take")
+    parser.add_argument("--sample", action="store_true", help="one case of each kernel, the targets in turn")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the lines, faults included, as JSON")
     parser.add_argument("--record", action="store_true", help="write the CSV files under bench/results")
+    parser.add_argument("--anew", action="store_true", help="compile also what is recorded as it is now")
+    parser.add_argument(
+        "--stale", action="store_true", help="say where the recorded table does not fit the kernels"
+    )
     args = parser.parse_args(argv)
-    if args.record and (args.only or args.default or args.targets != list(TARGETS)):
+    if args.record and (args.only or args.sample or args.targets != list(TARGETS)):
         parser.error("--record takes the whole table")
+    if args.stale:
+        lines = stale()
+        print("\n".join(lines))
+        return int(bool(lines))
+    known = recorded() if args.record and not args.anew else {}
     reports = []
-    for case, target in chosen_cases(args.targets, args.only, args.default):
-        report = examine(case, target)
-        reports.append(report)
-        print(
-            f"{report.kernel:32} {report.dtype:5} {report.target:6} {report.registers:4} registers "
-            f"{report.shared_bytes:7} shared  mma {report.mma:4}  async {report.async_copies:4}  {report.fault}",
-            flush=True,
-        )
+    for case, target in chosen_cases(args.targets, args.only, args.sample):
+        report = known.get((case.name, case.dtype, f"sm_{target}", fingerprint(case)))
+        if report is None:
+            report = examine(case, target)
+            print(
+                f"{report.kernel:32} {report.dtype:5} {report.target:6} {report.registers:4} registers "
+                f"{report.shared_bytes:7} shared  mma {report.mma:4}  async {report.async_copies:4}  {report.fault}",
+                flush=True,
+            )
+        reports.append(replace(report, budget=case.registers))
     if args.json is not None:
         args.json.write_text(json.dumps([asdict(r) | {"fault": r.fault} for r in reports], indent=1) + "\n")
     if args.record:
