@@ -10,18 +10,7 @@ namespace {
 
 constexpr std::int64_t kElementsPerChunk = 32768;  // a thread's share must be worth waking it for
 
-// Rounds to the element type between the steps, as transformers' LlamaRMSNorm does.
-template <class T>
-SFTRL_INLINE f32x16 rounded(f32x16 value) {
-    T half[kLanes];
-    store(value, half);
-    return load(half);
-}
-template <>
-SFTRL_INLINE f32x16 rounded<float>(f32x16 value) {
-    return value;
-}
-
+// Rounded to the element type between the steps, as transformers' LlamaRMSNorm does.
 template <class T>
 void row(const T* x, const T* residual, const T* weight, T* out, T* sum, int width, float eps) {
     const int whole = width / kLanes * kLanes, rest = width - whole;

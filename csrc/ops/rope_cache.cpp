@@ -10,17 +10,6 @@ namespace {
 
 constexpr std::int64_t kElementsPerChunk = 16384;  // a thread's share must be worth waking it for
 
-template <class T>
-SFTRL_INLINE f32x16 rounded(f32x16 value) {
-    T half[kLanes];
-    store(value, half);
-    return load(half);
-}
-template <>
-SFTRL_INLINE f32x16 rounded<float>(f32x16 value) {
-    return value;
-}
-
 // (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), each product rounded to the element type as transformers
 // does.
 template <class T>

@@ -79,6 +79,15 @@ SFTRL_INLINE void store(f32x16 value, bf16* to) {
 #endif
 }
 
+// What is left of a value after it was stored as a T.
+template <class T>
+SFTRL_INLINE f32x16 rounded(f32x16 value) {
+    if constexpr (sizeof(T) == sizeof(float)) return value;
+    T stored[kLanes];
+    store(value, stored);
+    return load(stored);
+}
+
 // The first `count` (1 to 15) elements; other lanes are `fill`.
 template <class T>
 SFTRL_INLINE f32x16 load_first(const T* from, int count, float fill = 0.0f) {

@@ -12,10 +12,7 @@ constexpr std::int64_t kElementsPerChunk = 16384;  // a thread's share must be w
 template <class T>
 SFTRL_INLINE f32x16 gated(f32x16 gate, f32x16 up) {
     const f32x16 silu = gate / (exp(-gate) + 1.0f);
-    if constexpr (sizeof(T) == sizeof(float)) return silu * up;
-    T half[kLanes];
-    store(silu, half);
-    return load(half) * up;
+    return rounded<T>(silu) * up;
 }
 
 template <class T>

@@ -4,33 +4,18 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <limits>
-#include <thread>
 #include <vector>
 
+#include "check.h"
 #include "sftrl/parallel.h"
 
 namespace {
 
 using namespace sftrl;
 
-int failures = 0;
-
-void check(bool ok, const char* what, int line) {
-    if (ok) return;
-    ++failures;
-    std::fprintf(stderr, "cached_attention_test.cpp:%d: failed: %s\n", line, what);
-}
-#define CHECK(condition) check((condition), #condition, __LINE__)
-
-void threads(void (*work)(void*), void* context, int count) {
-    std::vector<std::thread> team;
-    for (int i = 1; i < count; ++i) team.emplace_back(work, context);
-    work(context);
-    for (std::thread& thread : team) thread.join();
-}
+using test::failures, test::threads;
 
 // Every float has 8 bits of mantissa, so both element types hold the same numbers.
 struct Numbers {

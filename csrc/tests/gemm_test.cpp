@@ -3,13 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "check.h"
 #include "sftrl/ops/linear.h"
 #include "sftrl/ops/logprob.h"
 #include "sftrl/parallel.h"
@@ -18,23 +17,9 @@ namespace {
 
 using namespace sftrl;
 
-int failures = 0;
-
-void check(bool ok, const char* what, const std::string& which, int line) {
-    if (ok) return;
-    ++failures;
-    std::fprintf(stderr, "gemm_test.cpp:%d: failed: %s (%s)\n", line, what, which.c_str());
-}
-#define CHECK(condition, which) check((condition), #condition, which, __LINE__)
+using test::failures, test::threads;
 
 constexpr int kThreads = 4;
-
-void threads(void (*work)(void*), void* context, int count) {
-    std::vector<std::thread> team;
-    for (int i = 1; i < count; ++i) team.emplace_back(work, context);
-    work(context);
-    for (std::thread& thread : team) thread.join();
-}
 
 // Numbers of either element type, and what they are.
 struct Matrix {

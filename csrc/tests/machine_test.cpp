@@ -1,9 +1,8 @@
 // Threads and levels, without Python.
 #include <atomic>
-#include <cstdio>
-#include <thread>
 #include <vector>
 
+#include "check.h"
 #include "sftrl/level.h"
 #include "sftrl/parallel.h"
 
@@ -11,21 +10,7 @@ namespace {
 
 using namespace sftrl;
 
-int failures = 0;
-
-void check(bool ok, const char* what, int line) {
-    if (ok) return;
-    ++failures;
-    std::fprintf(stderr, "machine_test.cpp:%d: failed: %s\n", line, what);
-}
-#define CHECK(condition) check((condition), #condition, __LINE__)
-
-void threads(void (*work)(void*), void* context, int count) {
-    std::vector<std::thread> team;
-    for (int i = 1; i < count; ++i) team.emplace_back(work, context);
-    work(context);
-    for (std::thread& thread : team) thread.join();
-}
+using test::failures, test::threads;
 
 void test_every_index_is_visited_once() {
     for (const std::int64_t count : {0, 1, 7, 64, 1000}) {

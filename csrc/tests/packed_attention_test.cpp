@@ -4,36 +4,21 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "check.h"
 #include "sftrl/parallel.h"
 
 namespace {
 
 using namespace sftrl;
 
-int failures = 0;
-
-void check(bool ok, const char* what, const std::string& which, int line) {
-    if (ok) return;
-    ++failures;
-    std::fprintf(stderr, "packed_attention_test.cpp:%d: failed: %s (%s)\n", line, what, which.c_str());
-}
-#define CHECK(condition, which) check((condition), #condition, which, __LINE__)
-
-void threads(void (*work)(void*), void* context, int count) {
-    std::vector<std::thread> team;
-    for (int i = 1; i < count; ++i) team.emplace_back(work, context);
-    work(context);
-    for (std::thread& thread : team) thread.join();
-}
+using test::failures, test::threads;
 
 // A tensor whose memory ends where its elements do, so that a sanitizer sees a step outside. Its numbers
 // have 8 bits of mantissa: both element types hold the same.

@@ -1,6 +1,5 @@
 // Tests of the card code that need no Python; ctest runs them, under sanitizers too (SFTRL_SANITIZE).
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <limits>
 #include <random>
@@ -8,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "check.h"
 #include "sftrl/parser.h"
 #include "sftrl/rational.h"
 #include "sftrl/solver.h"
@@ -17,14 +17,7 @@ namespace {
 
 using namespace sftrl;
 
-int failures = 0;
-
-void check(bool ok, const char* what, int line) {
-    if (ok) return;
-    ++failures;
-    std::fprintf(stderr, "points_test.cpp:%d: failed: %s\n", line, what);
-}
-#define CHECK(condition) check((condition), #condition, __LINE__)
+using test::failures;
 
 constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
 

@@ -1,11 +1,18 @@
-"""The space of model text."""
+"""The spaces of model text, and of what a model is shown."""
 
 from __future__ import annotations
 
 import string
 from typing import Any
 
-from gymnasium.spaces import Text
+import numpy as np
+from gymnasium.spaces import Box, Dict, Space, Text
+
+LOOKS = ("text", "image")
+"""How an item may be shown."""
+
+Observation = Any
+"""A text, or with pictures ``{"text": text, "image": uint8 [size, size, 3]}``."""
 
 _SAMPLED_LENGTH = 64
 
@@ -33,3 +40,10 @@ class AnyText(Text):
 
     def __repr__(self) -> str:
         return "AnyText()"
+
+
+def observation_space(size: int | None) -> Space[Any]:
+    """The space of one :data:`Observation`: a text, and unless ``size`` is None a picture of as many pixels a side."""
+    if size is None:
+        return AnyText()
+    return Dict({"text": AnyText(), "image": Box(0, 255, (size, size, 3), np.uint8)})

@@ -10,35 +10,29 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Space
+from gymnasium.spaces import Space
 
 from sftrl_fast.core import UserError
+from sftrl_fast.tasks.arguments import (
+    check_at_least_one,
+    check_choice,
+    check_options,
+    checked_indices,
+    is_whole,
+)
 from sftrl_fast.tasks.general_points import prompt
 from sftrl_fast.tasks.general_points.deal import PARTS, deal
 from sftrl_fast.tasks.general_points.expert import demonstrate
 from sftrl_fast.tasks.general_points.rules import FIRST_FACE, RULES, rank_names
 from sftrl_fast.tasks.general_points.verifier import REWARDS, Outcome, Verdicts, verify
-from sftrl_fast.tasks.spaces import AnyText
+from sftrl_fast.tasks.spaces import LOOKS, AnyText, Observation, observation_space
 
-LOOKS = ("text", "image")
 DEFAULT_SIZE = 1200
 """Pixels along a side of a picture, as the paper's have."""
-
-Observation = Any
-"""A text, or with pictures ``{"text": text, "image": uint8 [size, size, 3]}``."""
 
 # Added to the last wrong turn in both reward tables. The published code gives it in a further turn, whose
 # answer it does not judge: undiscounted, the episode's return is the same, and that turn's tokens are saved.
 BUDGET_USED_UP = -1.0
-
-
-def _one_of(key: str, value: object, choices: Sequence[object]) -> None:
-    if value not in choices:
-        raise UserError(f"{key}={value!r} is unknown; choose one of {', '.join(map(str, choices))}")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 class CardSet:
@@ -66,21 +60,20 @@ class CardSet:
         target: int = 24,
         **unknown: object,
     ) -> None:
-        _one_of("look", look, LOOKS)
+        check_choice("look", look, LOOKS)
         self.look, self.deck, self.size = look, deck, DEFAULT_SIZE
         if look == "image":
             self.size = self._checked_picture(deck, unknown.pop("size", DEFAULT_SIZE))
         for key, value in unknown.items():
             known = "verify_iter, rewards, target" + (", size" if look == "image" else "")
             raise UserError(f"{key}={value!r} is no keyword of this task; it takes {known}")
-        _one_of("rule", rule, tuple(RULES))
-        _one_of("part", part, PARTS)
-        _one_of("with_face", with_face, (None, True, False))
-        _one_of("every_order", every_order, (True, False))
-        _one_of("rewards", rewards, REWARDS)
-        if not _is_int(verify_iter) or verify_iter < 1:
-            raise UserError(f"verify_iter={verify_iter!r} must be a whole number of at least 1")
-        if not _is_int(target):
+        check_choice("rule", rule, tuple(RULES))
+        check_choice("part", part, PARTS)
+        check_choice("with_face", with_face, (None, True, False))
+        check_choice("every_order", every_order, (True, False))
+        check_choice("rewards", rewards, REWARDS)
+        check_at_least_one("verify_iter", verify_iter)
+        if not is_whole(target):
             raise UserError(f"target={target!r} must be a whole number, such as 24")
         self.rule, self.part, self.rewards = RULES[rule], part, rewards
         self.verify_iter, self.target = int(verify_iter), int(target)
@@ -103,7 +96,7 @@ class CardSet:
 
     def demonstration(self, index: int, draw: int = 0) -> str:
         """A right answer to item ``index``; ``draw`` picks among its solutions, the same one each time."""
-        item = int(self.checked_indices("index", index, ()))
+        item = int(checked_indices("index", index, (), self.num_items))
         ranks = self.items[item].tolist()
         return demonstrate(ranks, self.rule, self.target, key=(self.rule.name, self.part, item, draw))
 
@@ -127,9 +120,7 @@ class CardSet:
 
     def space(self) -> Space[Any]:
         """The space of one observation."""
-        if self.look == "text":
-            return AnyText()
-        return Dict({"text": AnyText(), "image": Box(0, 255, (self.size, self.size, 3), np.uint8)})
+        return observation_space(self.size if self.look == "image" else None)
 
     @staticmethod
     def observation(text: str, picture: np.ndarray | None) -> Observation:
@@ -149,25 +140,6 @@ class CardSet:
             answers, self.items[indices], rule=self.rule.name, target=self.target, rewards=self.rewards,
             cards_shown=self.look == "image",
         )  # fmt: skip
-
-    def checked_indices(self, key: str, value: object, shape: tuple[int, ...]) -> np.ndarray:
-        """``value`` as item numbers of ``shape``; ``UserError`` naming ``key`` if it is anything else."""
-        indices = np.asarray(value)
-        if indices.shape != shape or indices.dtype.kind not in "iu":
-            wanted = f"{shape[0]} item numbers" if shape else "an item number"
-            raise UserError(f"{key}={value!r} must be {wanted}, from 0 to {self.num_items - 1}")
-        outside = indices[(indices < 0) | (indices >= self.num_items)]
-        if outside.size:
-            raise UserError(f"{key}={outside[0]} is outside the set; choose from 0 to {self.num_items - 1}")
-        return indices.astype(np.int64)
-
-
-def check_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> dict[str, Any]:
-    """The options of a ``reset``; ``UserError`` for one that is not ``known``."""
-    for key, value in (options or {}).items():
-        if key not in known:
-            raise UserError(f"options[{key!r}]={value!r} is unknown; reset takes {', '.join(known)}")
-    return options or {}
 
 
 class GeneralPointsEnv(CardSet, gymnasium.Env[Observation, str]):
@@ -200,7 +172,7 @@ class GeneralPointsEnv(CardSet, gymnasium.Env[Observation, str]):
         super().reset(seed=seed)
         chosen = check_options(options, ("index",))
         if "index" in chosen:
-            self._index = int(self.checked_indices("options['index']", chosen["index"], ()))
+            self._index = int(checked_indices("options['index']", chosen["index"], (), self.num_items))
         else:
             self._index = int(self.np_random.integers(self.num_items))
         self._attempts_left = self.verify_iter

@@ -11,10 +11,11 @@ from gymnasium.spaces import Tuple
 from gymnasium.vector import AutoresetMode
 
 from sftrl_fast.core import UserError
+from sftrl_fast.tasks.arguments import check_answers, check_num_envs, check_options, checked_indices
 from sftrl_fast.tasks.general_points import prompt
-from sftrl_fast.tasks.general_points.env import BUDGET_USED_UP, CardSet, Observation, check_options
+from sftrl_fast.tasks.general_points.env import BUDGET_USED_UP, CardSet
 from sftrl_fast.tasks.general_points.verifier import Outcome
-from sftrl_fast.tasks.spaces import AnyText
+from sftrl_fast.tasks.spaces import AnyText, Observation
 
 Observations = tuple[Observation, ...]
 
@@ -31,8 +32,7 @@ class GeneralPointsVectorEnv(CardSet, gymnasium.vector.VectorEnv[Observations, S
 
     def __init__(self, num_envs: int = 1, **keywords: Any) -> None:
         super().__init__(**keywords)
-        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
-            raise UserError(f"num_envs={num_envs!r} must be a whole number of at least 1")
+        check_num_envs(num_envs)
         self.num_envs = num_envs
         self.single_observation_space, self.single_action_space = self.space(), AnyText()
         # One space for all rows: a space a row would take longer to build than a batch takes to judge.
@@ -58,7 +58,9 @@ class GeneralPointsVectorEnv(CardSet, gymnasium.vector.VectorEnv[Observations, S
         super().reset(seed=seed)
         chosen = check_options(options, ("index",))
         if "index" in chosen:
-            self._indices = self.checked_indices("options['index']", chosen["index"], (self.num_envs,))
+            self._indices = checked_indices(
+                "options['index']", chosen["index"], (self.num_envs,), self.num_items
+            )
         else:
             self._indices = self.np_random.integers(self.num_items, size=self.num_envs)
         self._attempts_left[:] = self.verify_iter
@@ -84,7 +86,7 @@ class GeneralPointsVectorEnv(CardSet, gymnasium.vector.VectorEnv[Observations, S
         none); with pictures also ``recognised``, the same as ``cards_ok``. Raises ``gymnasium.error.ResetNeeded``
         before the first ``reset``.
         """
-        self._check_actions(actions, self.num_envs)
+        check_answers(actions, self.num_envs)
         live = np.flatnonzero(~(self._terminated | self._truncated))
         judged, reward = self._judge([actions[row] for row in live.tolist()], live)
         texts, rewards = [""] * self.num_envs, np.zeros(self.num_envs, dtype=np.float64)
@@ -100,7 +102,7 @@ class GeneralPointsVectorEnv(CardSet, gymnasium.vector.VectorEnv[Observations, S
 
         Returns what :meth:`step` does, with an entry for each of ``rows``, int64, which must differ and be under way.
         """
-        self._check_actions(actions, len(rows))
+        check_answers(actions, len(rows))
         if len(np.unique(rows)) < len(rows) or (self._terminated[rows] | self._truncated[rows]).any():
             raise UserError(f"rows={rows!r:.60} must differ and be rows that are not over")
         texts, rewards = self._judge(actions, rows)
@@ -148,10 +150,3 @@ class GeneralPointsVectorEnv(CardSet, gymnasium.vector.VectorEnv[Observations, S
             self._truncated[rows].copy(),
             infos,
         )
-
-    def _check_actions(self, actions: Sequence[str], rows: int) -> None:
-        if isinstance(actions, str) or len(actions) != rows:
-            raise UserError(f"answers={actions!r:.60} must be {rows} strings, one a row")
-        for row, answer in enumerate(actions):
-            if not isinstance(answer, str):
-                raise UserError(f"answers[{row}]={answer!r:.60} must be a string")

@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Space
+from gymnasium.spaces import Space
 
 from sftrl_fast.core import UserError
+from sftrl_fast.tasks.arguments import check_at_least_one, check_choice, check_options, checked_indices
 from sftrl_fast.tasks.navigation.dataset import Route, Spot
 from sftrl_fast.tasks.navigation.expert import demonstrate
 from sftrl_fast.tasks.navigation.panorama import photograph
@@ -23,23 +23,14 @@ from sftrl_fast.tasks.navigation.rules import LANGUAGES
 from sftrl_fast.tasks.navigation.sets import SETS, load_routes
 from sftrl_fast.tasks.navigation.verifier import REWARDS, Outcome
 from sftrl_fast.tasks.navigation.walk import Walk
-from sftrl_fast.tasks.spaces import AnyText
+from sftrl_fast.tasks.spaces import LOOKS, AnyText, Observation, observation_space
 
-LOOKS = ("text", "image")
 HEADINGS = ("wrapped", "reference")
 SIZES = (64, 2400)
 """Least and largest side of a picture, in pixels."""
 
 _KEYWORDS = "verify_iter, rewards, headings, data"
 _IMAGE_KEYWORDS = "size, views"
-
-Observation = Any
-"""A text, or with pictures ``{"text": text, "image": uint8 [size, size, 3]}``."""
-
-
-def _one_of(key: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f"{key}={value!r} is unknown; choose one of {', '.join(choices)}")
 
 
 class RouteSet:
@@ -68,23 +59,21 @@ class RouteSet:
         data: str = "",
         **unknown: object,
     ) -> None:
-        _one_of("look", look, LOOKS)
+        check_choice("look", look, LOOKS)
         for key, value in unknown.items():
             if look == "image" and key in ("size", "views"):
                 setattr(self, key, value)
                 continue
             known = f"{_KEYWORDS}, {_IMAGE_KEYWORDS}" if look == "image" else _KEYWORDS
             raise UserError(f"{key}={value!r} is no keyword of this task; it takes {known}")
-        _one_of("language", language, tuple(LANGUAGES))
-        _one_of("routes", routes, SETS)
-        _one_of("rewards", rewards, REWARDS)
-        _one_of("headings", headings, HEADINGS)
-        _one_of("views", self.views, VIEWS)
+        check_choice("language", language, tuple(LANGUAGES))
+        check_choice("routes", routes, SETS)
+        check_choice("rewards", rewards, REWARDS)
+        check_choice("headings", headings, HEADINGS)
+        check_choice("views", self.views, VIEWS)
         if type(self.size) is not int or self.size % 2 or not SIZES[0] <= self.size <= SIZES[1]:
             raise UserError(f"size={self.size!r} must be an even number of pixels, {SIZES[0]} to {SIZES[1]}")
-        whole = isinstance(verify_iter, int | np.integer) and not isinstance(verify_iter, bool)
-        if not whole or verify_iter < 1:
-            raise UserError(f"verify_iter={verify_iter!r} must be a whole number of at least 1")
+        check_at_least_one("verify_iter", verify_iter)
         if not isinstance(data, str):
             raise UserError(f"data={data!r} must be a folder's name, or empty for the made-up cities")
         self.look, self.language, self.rewards, self.data = look, LANGUAGES[language], rewards, data
@@ -111,7 +100,7 @@ class RouteSet:
 
     def demonstration(self, index: int, draw: int = 0) -> tuple[str, ...]:  # noqa: ARG002  (there is only one)
         """The right answers to item ``index``, one a point."""
-        return demonstrate(self.rail(int(self.checked_indices("index", index, ()))))
+        return demonstrate(self.rail(int(checked_indices("index", index, (), self.num_items))))
 
     def observation(self, index: int, walk: Walk, text: str) -> Observation:
         """What the model is shown: ``text``, and with pictures the views where the walk along item ``index`` stands."""
@@ -127,32 +116,11 @@ class RouteSet:
 
     def space(self) -> Space[Any]:
         """The space of one observation."""
-        if self.look == "text":
-            return AnyText()
-        return Dict({"text": AnyText(), "image": Box(0, 255, (self.size, self.size, 3), np.uint8)})
+        return observation_space(self.size if self.look == "image" else None)
 
     def walk(self, index: int) -> Walk:
         """A new walk along item ``index``."""
         return Walk(self.rail(index), self.language, self.look, self.rewards, self.verify_iter)
-
-    def checked_indices(self, key: str, value: object, shape: tuple[int, ...]) -> np.ndarray:
-        """``value`` as item numbers of ``shape``; ``UserError`` naming ``key`` if it is anything else."""
-        indices = np.asarray(value)
-        if indices.shape != shape or indices.dtype.kind not in "iu":
-            wanted = f"{shape[0]} item numbers" if shape else "an item number"
-            raise UserError(f"{key}={value!r} must be {wanted}, from 0 to {self.num_items - 1}")
-        outside = indices[(indices < 0) | (indices >= self.num_items)]
-        if outside.size:
-            raise UserError(f"{key}={outside[0]} is outside the set; choose from 0 to {self.num_items - 1}")
-        return indices.astype(np.int64)
-
-
-def check_options(options: dict[str, Any] | None) -> dict[str, Any]:
-    """The options of a ``reset``; ``UserError`` for one that is not ``index``."""
-    for key, value in (options or {}).items():
-        if key != "index":
-            raise UserError(f"options[{key!r}]={value!r} is unknown; reset takes index")
-    return options or {}
 
 
 class NavigationEnv(RouteSet, gymnasium.Env[Observation, str]):
@@ -180,9 +148,9 @@ class NavigationEnv(RouteSet, gymnasium.Env[Observation, str]):
         ``point`` (from 0), ``points``, ``instruction`` (its number, from 1) and ``language``.
         """
         super().reset(seed=seed)
-        chosen = check_options(options)
+        chosen = check_options(options, ("index",))
         if "index" in chosen:
-            self._index = int(self.checked_indices("options['index']", chosen["index"], ()))
+            self._index = int(checked_indices("options['index']", chosen["index"], (), self.num_items))
         else:
             self._index = int(self.np_random.integers(self.num_items))
         self._walk = self.walk(self._index)

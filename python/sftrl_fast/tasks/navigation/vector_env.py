@@ -11,10 +11,11 @@ from gymnasium.spaces import Tuple
 from gymnasium.vector import AutoresetMode
 
 from sftrl_fast.core import UserError
-from sftrl_fast.tasks.navigation.env import Observation, RouteSet, check_options
+from sftrl_fast.tasks.arguments import check_answers, check_num_envs, check_options, checked_indices
+from sftrl_fast.tasks.navigation.env import RouteSet
 from sftrl_fast.tasks.navigation.verifier import Outcome
 from sftrl_fast.tasks.navigation.walk import Walk
-from sftrl_fast.tasks.spaces import AnyText
+from sftrl_fast.tasks.spaces import AnyText, Observation
 
 Observations = tuple[Observation, ...]
 
@@ -31,8 +32,7 @@ class NavigationVectorEnv(RouteSet, gymnasium.vector.VectorEnv[Observations, Seq
 
     def __init__(self, num_envs: int = 1, **keywords: Any) -> None:
         super().__init__(**keywords)
-        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
-            raise UserError(f"num_envs={num_envs!r} must be a whole number of at least 1")
+        check_num_envs(num_envs)
         self.num_envs = num_envs
         self.single_observation_space, self.single_action_space = self.space(), AnyText()
         self.observation_space = Tuple((self.single_observation_space,) * num_envs)
@@ -48,9 +48,11 @@ class NavigationVectorEnv(RouteSet, gymnasium.vector.VectorEnv[Observations, Seq
         ``infos`` holds ``index`` and ``attempts_left``, int64 ``[num_envs]``.
         """
         super().reset(seed=seed)
-        chosen = check_options(options)
+        chosen = check_options(options, ("index",))
         if "index" in chosen:
-            self._indices = self.checked_indices("options['index']", chosen["index"], (self.num_envs,))
+            self._indices = checked_indices(
+                "options['index']", chosen["index"], (self.num_envs,), self.num_items
+            )
         else:
             self._indices = self.np_random.integers(self.num_items, size=self.num_envs)
         self._walks = [self.walk(index) for index in self._indices.tolist()]
@@ -123,8 +125,4 @@ class NavigationVectorEnv(RouteSet, gymnasium.vector.VectorEnv[Observations, Seq
     def _check_actions(self, actions: Sequence[str], rows: int) -> None:
         if not self._walks:
             raise gymnasium.error.ResetNeeded("no walks are under way: call reset before step")
-        if isinstance(actions, str) or len(actions) != rows:
-            raise UserError(f"answers={actions!r:.60} must be {rows} strings, one a row")
-        for row, answer in enumerate(actions):
-            if not isinstance(answer, str):
-                raise UserError(f"answers[{row}]={answer!r:.60} must be a string")
+        check_answers(actions, rows)
