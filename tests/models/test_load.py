@@ -49,7 +49,7 @@ def test_tied_matrices_count_once() -> None:
 
 def test_an_unknown_name_says_what_would_be_right(tmp_path: Path) -> None:
     for name in ("gpt5", str(tmp_path), "OWNER/NAME"):
-        with pytest.raises(UserError, match="is neither tiny, tiny-image, smollm2-135m, a folder"):
+        with pytest.raises(UserError, match="is neither tiny, tiny-image, tiny-nav, smollm2-135m, a folder"):
             load(name)
 
 

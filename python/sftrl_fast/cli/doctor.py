@@ -97,10 +97,10 @@ def _machine() -> Iterator[tuple[str, str]]:
 def _models() -> Iterator[tuple[str, str]]:
     from sftrl_fast.models import load, tiny
 
-    for folder in (tiny.ASSETS, tiny.IMAGE_ASSETS):
-        weights = folder / "model.safetensors"
+    for name in tiny.SHIPPED:
+        weights = tiny.ASSETS.with_name(name) / "model.safetensors"
         yield (
-            f"model {folder.name}",
+            f"model {name}",
             "shipped" if weights.is_file() else f"missing: no {weights}; reinstall sftrl-fast",
         )
     package = load.smollm2_package()

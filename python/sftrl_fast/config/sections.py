@@ -21,7 +21,8 @@ class Section(BaseModel):
 class ModelConfig(Section):
     name: str = Field(
         "tiny",
-        description="`tiny`, `tiny-image`, `smollm2-135m`, a local Hugging Face folder, or `hub:OWNER/NAME`",
+        description="`tiny`, `tiny-image`, `tiny-nav`, `smollm2-135m`, a local Hugging Face folder, or "
+        "`hub:OWNER/NAME`",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="type of the weights and of the arithmetic"
@@ -98,6 +99,9 @@ class PretrainConfig(Section):
     seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the dialogues and of the initial weights")
     steps: int = Field(1500, ge=1, description="optimizer steps")
     batch: int = Field(256, ge=1, description="dialogues an optimizer step")
+    step_tokens: int = Field(
+        0, ge=0, description="tokens an optimizer step, in place of `batch`; 0 counts dialogues"
+    )
     micro_batch_tokens: int = Field(2048, ge=1, description="tokens pushed through the model at once")
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")
     optimizer: OptimizerConfig = OptimizerConfig(

@@ -76,7 +76,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def load(name: str, *, dtype: str = "float32", device: str = "auto") -> LanguageModel:
-    """The model called ``name``: ``tiny``, ``tiny-image``, ``smollm2-135m``, a local folder, or ``hub:OWNER/NAME``."""
+    """The model called ``name``: a shipped one, ``smollm2-135m``, a local folder, or ``hub:OWNER/NAME``."""
     source, torch_device = locate(name), resolve_device(device)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -152,14 +152,14 @@ def locate(name: str) -> str:
     """A folder or hub id that transformers can read, for a model's name."""
     if name.startswith("hub:"):
         return name.removeprefix("hub:")
-    if name in (tiny.ASSETS.name, tiny.IMAGE_ASSETS.name):
+    if name in tiny.SHIPPED:
         return str(tiny.ASSETS.with_name(name))
     if name == SMOLLM2:
         return str(_smollm2_folder())
     folder = Path(name).expanduser()
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"model.name={name!r} is neither tiny, tiny-image, {SMOLLM2}, a folder with a config.json, "
+            f"model.name={name!r} is neither {', '.join(tiny.SHIPPED)}, {SMOLLM2}, a folder with a config.json, "
             "nor hub:OWNER/NAME"
         )
     return str(folder)

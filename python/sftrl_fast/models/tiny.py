@@ -18,6 +18,9 @@ from sftrl_fast.core import Dialogue
 ASSETS = Path(__file__).parent / "assets" / "tiny"
 IMAGE_ASSETS = ASSETS.with_name("tiny-image")
 """The same model with sight: ``sftrl-fast pretrain --corpus cards``, see ``train/pretrain_pictures.py``."""
+WALKING_ASSETS = ASSETS.with_name("tiny-nav")
+"""The same architecture made for routes in words; ``configs/nav-text.toml`` holds the command."""
+SHIPPED = (ASSETS.name, IMAGE_ASSETS.name, WALKING_ASSETS.name)
 
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
 CHAT_TEMPLATE = (
@@ -57,8 +60,9 @@ def build_tokenizer(dialogues: Iterable[Dialogue], pieces: str) -> PreTrainedTok
     )
 
 
-def build_model(vocabulary: int, context: int) -> LlamaForCausalLM:
-    """The architecture, ``context`` positions long, on random weights (drawn from torch's global generator)."""
+def build_model(vocabulary: int, context: int, spread: float = 0.02) -> LlamaForCausalLM:
+    """The architecture, ``context`` positions long, on random weights of standard deviation ``spread`` (drawn from
+    torch's global generator)."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
@@ -68,6 +72,7 @@ def build_model(vocabulary: int, context: int) -> LlamaForCausalLM:
             num_attention_heads=4,
             num_key_value_heads=4,
             max_position_embeddings=context,
+            initializer_range=spread,
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
             tie_word_embeddings=True,
             bos_token_id=None,

@@ -25,6 +25,9 @@ class Corpus:
     """How many dialogues the tokenizer learns the wording from: enough that every fixed piece is common."""
     context: int
     """Tokens a dialogue may take."""
+    spread: float = 0.02
+    """Standard deviation of the initial weights. At ``1 / sqrt(width)`` attention's scores begin of order 1; at 0.02
+    it begins all but even, from where a model learns to find and to copy much later."""
 
 
 CORPORA = {
@@ -36,7 +39,11 @@ CORPORA = {
         context=1024,
     ),
     "navigation": Corpus(
-        navigation.dialogues, navigation.PIECES, tokenizer_dialogues=navigation.WORDING, context=2048
+        navigation.dialogues,
+        navigation.PIECES,
+        tokenizer_dialogues=navigation.WORDING,
+        context=2048,
+        spread=0.09,
     ),
 }
 

@@ -5,6 +5,7 @@ Seeded: the same settings on the same machine and thread count give the same fil
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from sftrl_fast.config import PretrainConfig
-from sftrl_fast.core import Row, UserError
+from sftrl_fast.core import Dialogue, Row, UserError
 from sftrl_fast.models import tiny
 from sftrl_fast.models.chat import Chat
 from sftrl_fast.models.load import save
@@ -41,14 +42,25 @@ def pretrain(config: PretrainConfig, out: Path) -> None:
     dialogues = corpus.stream(np.random.default_rng(digest("pretrain", config.corpus, config.seed)))
     tokenizer = tiny.build_tokenizer(islice(dialogues, corpus.tokenizer_dialogues), corpus.pieces)
     chat = Chat(tokenizer)
-    model = tiny.build_model(len(tokenizer), corpus.context)
+    model = tiny.build_model(len(tokenizer), corpus.context, corpus.spread)
     optimizer = Optimizer(model, config.optimizer)
     model.train()
     with Progress() as progress:
         progress.stage("pretrain", config.steps)
         for step in range(config.steps):
-            rows: list[Row] = [dialogue_row(chat, dialogue) for dialogue in islice(dialogues, config.batch)]
+            rows = _batch(config, chat, dialogues)
             loss = cross_entropy_step(model, rows, config.micro_batch_tokens).loss
             optimizer.step(step / config.steps)
             progress.advance(tokens=sum(len(row.ids) for row in rows), loss=loss)
     save(model, tokenizer, out)
+
+
+def _batch(config: PretrainConfig, chat: Chat, dialogues: Iterator[Dialogue]) -> list[Row]:
+    """The rows of one optimizer step: ``batch`` dialogues, or as many as reach ``step_tokens``."""
+    rows = (dialogue_row(chat, dialogue) for dialogue in dialogues)
+    if not config.step_tokens:
+        return list(islice(rows, config.batch))
+    batch: list[Row] = []
+    while sum(len(row.ids) for row in batch) < config.step_tokens:
+        batch.append(next(rows))
+    return batch

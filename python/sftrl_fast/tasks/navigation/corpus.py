@@ -4,9 +4,8 @@ Walks are in both languages of action, their places all new: so the model learns
 instructions and to follow the words of the question. A share of the answers is wrong first; those are shown and not
 trained. No city of :data:`~sftrl_fast.tasks.navigation.city.CITIES` is walked.
 
-A walk asks a small model to copy names over hundreds of tokens, which it does not learn from walks alone in any time
-worth waiting for. So the stream begins with drills, a few dozen tokens each: to repeat a line, to say line k of a
-list. Then come the first points of walks, then whole ones.
+A walk asks a small model to copy names over hundreds of tokens, which it learns sooner over a few dozen. So the stream
+begins with drills: to repeat some lines, to say line k of a list. Then come the first points of walks, then whole ones.
 """
 
 from __future__ import annotations
@@ -33,8 +32,10 @@ REVISED_SHARE = 0.05
 WORDING = 1000
 """Whole walks at the head of the stream, from which the tokenizer learns the wording."""
 # From this dialogue of the stream on: the share of drills, and the most points a walk shows.
-STAGES = ((0, 0.0, 20), (WORDING, 1.0, 0), (17_000, 0.3, 4), (25_000, 0.1, 20))
+STAGES = ((0, 0.0, 20), (WORDING, 1.0, 0), (13_000, 0.3, 4), (16_000, 0.05, 20))
 DRILL_LINES = 6
+REPEAT_SHARE = 0.7
+"""Of the drills, how many ask for every line again: each name of them is a token trained to be found and copied."""
 
 # A word of a name with the blank behind it, so that it is the same token wherever a name begins; a word of
 # direction; a number; a parenthesis.
@@ -54,11 +55,12 @@ def dialogues(rng: np.random.Generator) -> Iterator[Dialogue]:
 
 
 def _drill(rng: np.random.Generator) -> Dialogue:
-    """Repeat a line, or say line k of a list."""
+    """Repeat the lines of a list, or say line k of it."""
     names = Names(rng)
     lines = [_line(names, rng) for _ in range(int(rng.integers(1, DRILL_LINES + 1)))]
-    if len(lines) == 1 or rng.random() < 0.5:
-        return [Message("user", lines[0]), Message("assistant", lines[0])]
+    if rng.random() < REPEAT_SHARE:
+        text = "\n".join(lines)
+        return [Message("user", text), Message("assistant", text)]
     chosen = int(rng.integers(len(lines)))
     numbered = "\n".join(f"{place}. {line}" for place, line in enumerate(lines, start=1))
     return [Message("user", f"{numbered}\n{chosen + 1}. "), Message("assistant", lines[chosen])]
