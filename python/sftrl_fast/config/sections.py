@@ -109,8 +109,16 @@ class SFTConfig(OptimizerConfig):
     """The SFT arm; how long it trains is `compute.match`'s to say."""
 
     batch: int = Field(64, ge=1, description="demonstrations an optimizer step")
+    data: Literal["expert", "self"] = Field(
+        "expert",
+        description="whose right answers are shown: the expert's, or those of the model as the arm finds it, sampled "
+        "and verified (rejection sampling), which the compute ledger counts",
+    )
+    tries: int = Field(8, ge=1, description="self: answers sampled at each visit to an item")
+    temperature: float = Field(1.0, gt=0, description="self: their sampling temperature")
     resample: bool = Field(
-        False, description="draw a new solution for an item at each visit, not one for good"
+        False,
+        description="expert: draw a new solution for an item at each visit, not one for good; self always does",
     )
     loss: Literal["cross_entropy", "dft", "psft"] = Field(
         "cross_entropy",

@@ -29,8 +29,7 @@ from sftrl_fast.core import Group, Row
 from sftrl_fast.models.causal_lm import CausalLM, token_logprobs
 from sftrl_fast.models.load import LanguageModel
 from sftrl_fast.models.value_head import ValueHead
-from sftrl_fast.rollout.episodes import run_episodes
-from sftrl_fast.rollout.request import Engine, SamplingParams
+from sftrl_fast.rollout.request import Engine
 from sftrl_fast.runtime.compute import Compute
 from sftrl_fast.tasks.seeding import digest
 from sftrl_fast.train.batches import draw_items
@@ -39,6 +38,7 @@ from sftrl_fast.train.demonstrations import demonstrated
 from sftrl_fast.train.guard import Guard, check_finite
 from sftrl_fast.train.optimizer import Optimizer
 from sftrl_fast.train.pack import TokenBatch, episode_rows, micro_batches
+from sftrl_fast.train.sample import sample_groups
 from sftrl_fast.train.score import outputs, score
 
 MEANS = ("entropy", "clipped", "ratio_mean", "kl", "engine_gap")
@@ -100,27 +100,12 @@ class RLArm:
 
     def _sample(self, step: int, items: Sequence[int], again: int) -> list[Group]:
         settings = self.config.rl
-        before = self.engine.counters.executed_tokens
-        groups = run_episodes(
-            self.engine,
-            self.language.chat,
-            self.config.task.train,
-            items,
-            group_size=settings.group,
-            params=SamplingParams(self.config.rollout.max_new_tokens, settings.temperature),
-            # An item that comes up in two rounds of one step is answered anew.
-            seed=digest("again", self.seed, again) >> 1 if again else self.seed,
-            step=step,
-            env_kwargs=self.config.task.env_kwargs,
-            max_context=self.language.max_context,
-        )
-        episodes = [episode for group in groups for episode in group.episodes]
-        self.compute.generate(
-            sum(episode.num_tokens for episode in episodes),
-            self.engine.counters.executed_tokens - before,
-            samples=len(episodes),
-        )
-        return groups
+        # An item that comes up in two rounds of one step is answered anew.
+        seed = digest("again", self.seed, again) >> 1 if again else self.seed
+        return sample_groups(
+            self.engine, self.language, self.config, self.compute, items,
+            group=settings.group, temperature=settings.temperature, seed=seed, step=step,
+        )  # fmt: skip
 
     def _judge(self, groups: Sequence[Group], rows: Sequence[Row], row: Recipe) -> list[Row]:
         """``rows`` with the advantage of each turn, and with what the policy and the critic say before the update."""
