@@ -281,7 +281,7 @@ class Run:
                  "first_try": evaluation.first_try}  # fmt: skip
         if evaluation.recognition is not None:
             entry["recognition"] = evaluation.recognition
-            self.state.recognition.setdefault(stage.name, {})[stage.set] = evaluation.recognition
+        self.state.rates.setdefault(stage.name, {})[stage.set] = evaluation.rates
         self.log.write(entry)
         name = f"{stage.name.replace('/', '-')}-{stage.set}"
         write_samples(self.folder.path / "samples", name, evaluation.samples, self.language.chat.decode)
