@@ -47,10 +47,15 @@ class TaskConfig(Section):
     )
     verify_iter: int = Field(5, ge=1, description="answers an episode may try, in training and in evaluation")
     options: dict[str, str | int | float | bool] = Field(
-        {}, description="further keyword arguments of the environments, e.g. rewards, target"
+        {}, description="further keyword arguments of the environments, e.g. rewards, target, reasoning"
     )
 
-    @field_validator("options")
+    train_options: dict[str, str | int | float | bool] = Field(
+        {},
+        description="the same for training alone, laid over options: e.g. phrasing, for a task in several wordings",
+    )
+
+    @field_validator("options", "train_options")
     @classmethod
     def _turns_have_their_own_key(
         cls, options: dict[str, str | int | float | bool]
@@ -61,7 +66,13 @@ class TaskConfig(Section):
 
     @property
     def env_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the evaluation environments."""
         return {"verify_iter": self.verify_iter, **self.options}
+
+    @property
+    def train_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the training environment."""
+        return {**self.env_kwargs, **self.train_options}
 
 
 class OptimizerConfig(Section):
