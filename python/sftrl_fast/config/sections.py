@@ -232,6 +232,11 @@ class ComputeConfig(Section):
     micro_batch_tokens: int = Field(
         16384, ge=1, description="tokens pushed through the model at once in training"
     )
+    trainer: Literal["auto", "native", "transformers"] = Field(
+        "auto",
+        description="whose code computes what is trained: `native`, the engine's kernels on a CPU, so that the policy "
+        "trained is the one sampled; `transformers`, its modules, for any model; `auto`: native where it can be",
+    )
 
 
 class CheckpointConfig(Section):
