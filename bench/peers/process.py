@@ -1,11 +1,18 @@
-"""A side that runs in a process of its own, so that its memory can be told from the others'."""
+"""A side that runs in a process of its own, so that its memory can be told from the others'.
+
+A side that is not being asked is stopped: some keep threads spinning while they wait, which takes the cores from the
+others.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,15 +43,20 @@ class Peer:
             except OSError as error:
                 raise PeerError(f"{command[0]}: {error.strerror}") from None
         self._answer()
+        self._members = self.pids()
+        self._signal(signal.SIGSTOP)
 
     def ask(self, request: Mapping[str, object]) -> dict[str, Any]:
         """Send a request and wait for the answer."""
         assert self._process.stdin is not None
+        self._signal(signal.SIGCONT)
         try:
             print(json.dumps(request), file=self._process.stdin, flush=True)
+            return self._answer()
         except BrokenPipeError:
             raise PeerError(self._last_words()) from None
-        return self._answer()
+        finally:
+            self._signal(signal.SIGSTOP)
 
     def pids(self) -> list[int]:
         """The worker's process and all that it started."""
@@ -56,6 +68,7 @@ class Peer:
     def close(self) -> None:
         """The end of its stdin ends the worker."""
         assert self._process.stdin is not None
+        self._signal(signal.SIGCONT)
         self._process.stdin.close()
         try:
             self._process.wait(timeout=30)
@@ -68,6 +81,11 @@ class Peer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in self._members:
+            with suppress(ProcessLookupError):  # it may have ended by itself
+                os.kill(pid, number)
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -83,6 +101,11 @@ class Peer:
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines() or ["it ended without a word"]
         return f"{lines[-1].strip()[:LOG_TAIL]}; log: {self._log}"
+
+
+def worker_env(threads: int) -> dict[str, str]:
+    """Variables of a worker that runs in this process's environment and finds what it finds."""
+    return {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
 
 def _parents() -> dict[int, int]:

@@ -46,10 +46,19 @@ class Evaluation:
     """Share of right answers, every attempt counted (per-step accuracy as Chu et al. count it)."""
     first_try: float
     """Share of decisions answered rightly at the first attempt."""
+    decisions: float = 1.0
+    """Mean decisions an item took: the points of a walk, 1 where an item is one question."""
     recognition: float | None = None
     """Share of answers that read rightly what was shown; None where the task does not judge that apart."""
     samples: list[Episode] = field(default_factory=list, compare=False)
     """The first few episodes, to look at."""
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """What stands beside success: rates of single decisions where an item takes several, of reading where the
+        task judges it apart."""
+        found = {"first_try": self.first_try, "accuracy": self.accuracy} if self.decisions > 1 else {}
+        return found if self.recognition is None else found | {"recognition": self.recognition}
 
 
 def load_configured(config: Config) -> LanguageModel:
@@ -149,7 +158,7 @@ def evaluate_set(engine: Engine, chat: Chat, env_id: str, config: Config, *, max
     return Evaluation(
         items, questions, successes, len(verdicts) / max(1, len(items)),
         accuracy=sum(verdict.right for verdict in verdicts) / max(1, len(verdicts)),
-        first_try=sum(firsts) / max(1, len(firsts)),
+        first_try=sum(firsts) / max(1, len(firsts)), decisions=len(firsts) / max(1, len(items)),
         recognition=recognition(episodes), samples=episodes[:SAMPLES],
     )  # fmt: skip
 

@@ -82,7 +82,8 @@ if DIGITS not in gymnasium.registry:
 
 @pytest.fixture
 def make_arm(tmp_path: Path) -> Callable[..., RLArm]:
-    """An RL arm on the toy task and the shipped model, fresh each time; keys as for ``load_config``."""
+    """An RL arm on the shipped model, fresh each time, on the toy task unless keys say else; they are as for
+    ``load_config``."""
 
     def make(**keys: Any) -> RLArm:
         small: dict[str, Any] = {
@@ -100,7 +101,7 @@ def make_arm(tmp_path: Path) -> Callable[..., RLArm]:
         language = load("tiny", device="cpu")
         head = ValueHead(language.model) if recipe(config.rl).critic else None
         optimizer = Optimizer(language.model, config.rl, head=head, head_lr=config.rl.value_lr)
-        items = task_env(DIGITS, config.task.env_kwargs).num_items
+        items = task_env(config.task.train, config.task.env_kwargs).num_items
         engine, compute = make_engine(language, config), Compute(language.num_parameters)
         guard = Guard(tmp_path / "skipped")
         return RLArm(language, None, engine, optimizer, config, 0, items, compute, guard, head)

@@ -67,7 +67,12 @@ def episode_rows(groups: Sequence[Group]) -> list[Row]:
         prompt = len(episode.turns[0].prompt_ids)
         images = tuple(turn.image for turn in episode.turns if turn.image is not None)
         seen = int(episode.turns[0].image is not None)
-        rows.append(Row(ids, trained, prompt, lengths, logprobs, logprobs, images=images, prompt_images=seen))
+        rows.append(
+            Row(
+                ids, trained, prompt, lengths, logprobs, logprobs, images=images, prompt_images=seen,
+                demonstrated=episode.demonstrated,
+            )
+        )  # fmt: skip
     return rows
 
 

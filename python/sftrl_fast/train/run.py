@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from sftrl_fast.runtime.stop import StopSignal
 from sftrl_fast.tasks.seeding import digest
 from sftrl_fast.train.guard import LIMIT, Guard
 from sftrl_fast.train.optimizer import Optimizer
+from sftrl_fast.train.own_answers import Author, OwnAnswers
 from sftrl_fast.train.rl import RLArm
 from sftrl_fast.train.sft import Demonstrations, SFTArm
 from sftrl_fast.train.state import RunState, Stage, plan
@@ -242,6 +243,10 @@ class Run:
             )  # fmt: skip
         sft = self.config.warmup if stage.arm == "warmup" else self.config.sft
         demonstrations = Demonstrations(env, self.language.chat, sft, stage.name)
+        if sft.data == "self":
+            begun = self._frozen(self.base if stage.arm == "warmup" else self.warmup)
+            author = Author(replace(self.language, model=begun), self.config, compute)
+            demonstrations = OwnAnswers(env, author, sft, stage.name)
         return SFTArm(
             self.language, demonstrations, self.optimizer, self.config.compute.micro_batch_tokens, compute,
             self.guard,
@@ -249,13 +254,15 @@ class Run:
 
     def _reference(self) -> Any:
         """The frozen warm-up model, or None if no KL term needs it."""
-        if not self.config.rl.kl:
-            return None
-        reference = copy.deepcopy(self.language.model).eval().requires_grad_(False)
+        return self._frozen(self.warmup) if self.config.rl.kl else None
+
+    def _frozen(self, tensors: dict[str, Tensor]) -> Any:
+        """A copy of the model with these weights, which no training changes."""
+        frozen = copy.deepcopy(self.language.model).eval().requires_grad_(False)
         with torch.no_grad():
-            for name, parameter in reference.named_parameters():
-                parameter.copy_(self.warmup[name])
-        return reference
+            for name, parameter in frozen.named_parameters():
+                parameter.copy_(tensors[name])
+        return frozen
 
     def _done(self, stage: Stage, spent: Compute) -> float:
         """The share of the arm that lies behind: of its steps, or for SFT of what the RL arm spent."""
@@ -283,7 +290,7 @@ class Run:
                  "first_try": evaluation.first_try}  # fmt: skip
         if evaluation.recognition is not None:
             entry["recognition"] = evaluation.recognition
-            self.state.recognition.setdefault(stage.name, {})[stage.set] = evaluation.recognition
+        self.state.rates.setdefault(stage.name, {})[stage.set] = evaluation.rates
         self.log.write(entry)
         name = f"{stage.name.replace('/', '-')}-{stage.set}"
         write_samples(self.folder.path / "samples", name, evaluation.samples, self.language.chat.decode)
