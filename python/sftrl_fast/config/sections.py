@@ -67,6 +67,7 @@ class TaskConfig(Section):
 class OptimizerConfig(Section):
     lr: float = Field(1e-4, gt=0, description="peak learning rate of AdamW")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's two decay rates")
+    eps: float = Field(1e-8, gt=0, description="AdamW's term for numerical stability")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this L2 norm")
     warmup_steps: int = Field(
