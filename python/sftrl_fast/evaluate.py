@@ -15,6 +15,7 @@ from sftrl_fast.config import Config
 from sftrl_fast.core import Episode, Group, Observation, TaskEnv, UserError
 from sftrl_fast.models.chat import Chat
 from sftrl_fast.models.decoder import Decoder
+from sftrl_fast.models.forward_pass import set_pass
 from sftrl_fast.models.load import LanguageModel, load
 from sftrl_fast.ops.dispatch import choose
 from sftrl_fast.rollout.engine import NativeEngine
@@ -66,6 +67,7 @@ def load_configured(config: Config) -> LanguageModel:
         torch.set_num_threads(config.model.threads)
     language = load(config.model.name, dtype=config.model.dtype, device=config.model.device)
     freeze(language, config.model.freeze)
+    set_pass(language.model, config.compute.trainer)
     return language
 
 

@@ -78,6 +78,7 @@ class TaskConfig(Section):
 class OptimizerConfig(Section):
     lr: float = Field(1e-4, gt=0, description="peak learning rate of AdamW")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's two decay rates")
+    eps: float = Field(1e-8, gt=0, description="AdamW's term for numerical stability")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this L2 norm")
     warmup_steps: int = Field(
@@ -267,6 +268,11 @@ class ComputeConfig(Section):
     )
     micro_batch_tokens: int = Field(
         16384, ge=1, description="tokens pushed through the model at once in training"
+    )
+    trainer: Literal["auto", "native", "transformers"] = Field(
+        "auto",
+        description="whose code computes what is trained: `native`, the engine's kernels on a CPU, so that the policy "
+        "trained is the one sampled; `transformers`, its modules, for any model; `auto`: native where it can be",
     )
 
 

@@ -22,6 +22,7 @@ from sftrl_fast.config import Config, load_config
 from sftrl_fast.core import Observation, UserError
 from sftrl_fast.evaluate import evaluate_set, load_configured, make_engine, task_env, why_not_native
 from sftrl_fast.models.causal_lm import check_head
+from sftrl_fast.models.forward_pass import choose_pass
 from sftrl_fast.models.load import LanguageModel, save
 from sftrl_fast.models.value_head import ValueHead
 from sftrl_fast.runtime import checkpoint
@@ -84,6 +85,8 @@ def _load(config: Config) -> LanguageModel:
     language = load_configured(config)
     if config.model.gradient_checkpointing:
         language.model.gradient_checkpointing_enable()
+        # Its hook on the embeddings is for adapters; a model with hooks is none that the kernels cover.
+        language.model.disable_input_require_grads()
     return language
 
 
@@ -149,7 +152,13 @@ class Run:
             self.progress = stack.enter_context(Progress())
             self.log.truncate(self.state.metrics_position)
             if not self.state.metrics_position:
-                self.log.write({"engine": self.engine.name, "why_not_native": why_not_native(self.language)})
+                self.log.write(
+                    {
+                        "engine": self.engine.name,
+                        "why_not_native": why_not_native(self.language),
+                        "trainer": choose_pass(self.language.model),
+                    }
+                )
             while self.state.stage < len(stages):
                 stage = stages[self.state.stage]
                 finished = self._train(stage) if stage.kind == "train" else self._evaluate(stage)
