@@ -104,6 +104,8 @@ class Episode:
     index: int
     sample: int
     turns: list[Turn] = field(default_factory=list)
+    demonstrated: bool = False
+    """Answered by an expert and not by the policy."""
 
     @property
     def reward(self) -> float:
@@ -151,6 +153,8 @@ class Row:
     """The row's pictures, in the order of their tokens."""
     prompt_images: int = 0
     """How many of them belong to the prompt."""
+    demonstrated: bool = False
+    """An expert's answers beside the policy's own, in RL."""
 
 
 @runtime_checkable

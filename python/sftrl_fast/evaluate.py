@@ -15,6 +15,7 @@ from sftrl_fast.config import Config
 from sftrl_fast.core import Episode, Group, Observation, TaskEnv, UserError
 from sftrl_fast.models.chat import Chat
 from sftrl_fast.models.decoder import Decoder
+from sftrl_fast.models.forward_pass import set_pass
 from sftrl_fast.models.load import LanguageModel, load
 from sftrl_fast.ops.dispatch import choose
 from sftrl_fast.rollout.engine import NativeEngine
@@ -45,10 +46,19 @@ class Evaluation:
     """Share of right answers, every attempt counted (per-step accuracy as Chu et al. count it)."""
     first_try: float
     """Share of decisions answered rightly at the first attempt."""
+    decisions: float = 1.0
+    """Mean decisions an item took: the points of a walk, 1 where an item is one question."""
     recognition: float | None = None
     """Share of answers that read rightly what was shown; None where the task does not judge that apart."""
     samples: list[Episode] = field(default_factory=list, compare=False)
     """The first few episodes, to look at."""
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """What stands beside success: rates of single decisions where an item takes several, of reading where the
+        task judges it apart."""
+        found = {"first_try": self.first_try, "accuracy": self.accuracy} if self.decisions > 1 else {}
+        return found if self.recognition is None else found | {"recognition": self.recognition}
 
 
 def load_configured(config: Config) -> LanguageModel:
@@ -57,6 +67,7 @@ def load_configured(config: Config) -> LanguageModel:
         torch.set_num_threads(config.model.threads)
     language = load(config.model.name, dtype=config.model.dtype, device=config.model.device)
     freeze(language, config.model.freeze)
+    set_pass(language.model, config.compute.trainer)
     return language
 
 
@@ -147,7 +158,7 @@ def evaluate_set(engine: Engine, chat: Chat, env_id: str, config: Config, *, max
     return Evaluation(
         items, questions, successes, len(verdicts) / max(1, len(items)),
         accuracy=sum(verdict.right for verdict in verdicts) / max(1, len(verdicts)),
-        first_try=sum(firsts) / max(1, len(firsts)),
+        first_try=sum(firsts) / max(1, len(firsts)), decisions=len(firsts) / max(1, len(items)),
         recognition=recognition(episodes), samples=episodes[:SAMPLES],
     )  # fmt: skip
 

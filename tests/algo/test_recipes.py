@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from math import exp
+from math import exp, log
 from typing import Any
 
 import pytest
 import torch
 
-from sftrl_fast.algo.advantages import ADVANTAGES, experience
+from sftrl_fast.algo.advantages import ADVANTAGES, Experience, experience
+from sftrl_fast.algo.demonstrations import MIXINGS, mixed_weights, share
 from sftrl_fast.algo.recipes import (
     OWN,
     RECIPES,
@@ -118,9 +119,78 @@ def test_cispo_by_hand() -> None:
     assert run("cispo", clip_high=0.8).loss.item() == pytest.approx(capped, rel=1e-5)
 
 
+# A demonstration of two tokens that the policy gives 0.5 and 0.25, verified to earn 5.
+SHOWN = torch.tensor([0.5, 0.25]).log()
+
+
+def run_hybrid(name: str, step: int, **keys: Any) -> LossTerms:
+    settings = resolved(RLConfig(recipe=name, **keys))
+    row = recipe(settings)
+    shown = torch.tensor([False, False, True])
+    lengths, rewards = torch.tensor([*LENGTHS, 2]), torch.tensor([5.0, -1.0, 5.0], dtype=torch.float64)
+    groups = torch.zeros(3, dtype=torch.int64)
+    if share(settings, step) is None:
+        advantage = ADVANTAGES[row.advantage](Experience(rewards, torch.arange(4), groups)).advantage
+    else:
+        own = ADVANTAGES[row.advantage](Experience(rewards[:2], torch.arange(3), groups[:2])).advantage
+        advantage = torch.cat([own, torch.ones(1)])
+    rows = torch.arange(3)
+    mu = share(settings, step)
+    weights = mixed_weights(row.reduction, lengths, rows, shown, mu, max_length=MAX_LENGTH)
+    member = rows.repeat_interleave(lengths)
+    logp, old = torch.cat([LOGP, SHOWN]), torch.cat([OLD, torch.zeros(2)])
+    tokens = PolicyTokens(logp, old, advantage[member], member, member, shown[member])
+    return policy_loss(row, tokens, weights[member], settings, entropy=torch.ones(6))
+
+
+def test_luffy_by_hand() -> None:
+    # Rewards 5, -1 and the demonstration's 5: less their mean 2, -4 and 2. Three rows of at most four tokens.
+    sampled = -1.2 * 2 + (1.0 + 0.8 + 2.0) * 4
+    shown = -(0.5 / 0.6 + 0.25 / 0.35) * 2
+    assert run_hybrid("luffy", 0).loss.item() == pytest.approx((sampled + shown) / 12, rel=1e-5)
+
+
+GRPO = -(1.2 * A) / 2 + (1.0 * A + 0.8 * A + 2.0 * A) / 6
+
+
+def test_chord_by_hand() -> None:
+    likelihood = (log(2) + log(4)) / 2
+    for step, mu in ((0, 0.9), (100, 0.475), (200, 0.05), (900, 0.05)):
+        expected = (1 - mu) * GRPO + mu * likelihood
+        assert run_hybrid("chord", step).loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_chord_phi_by_hand() -> None:
+    undecided = (0.5 * 0.5 * log(2) + 0.25 * 0.75 * log(4)) / 2
+    for step in (0, 50):
+        assert run_hybrid("chord_phi", step).loss.item() == pytest.approx(
+            0.9 * GRPO + 0.1 * undecided, rel=1e-5
+        )
+
+
+def test_luffy_shapes_the_gradient_toward_what_the_policy_would_not_say() -> None:
+    """d f(p) / d logp = 0.1 p / (p + 0.1)^2: largest at p = 0.1, and less for what is known already."""
+    logp = torch.tensor([0.9, 0.1, 0.001]).log().requires_grad_()
+    one = torch.zeros(3, dtype=torch.int64)
+    tokens = PolicyTokens(logp, torch.zeros(3), torch.ones(3), one, one, torch.ones(3, dtype=torch.bool))
+    mixing = MIXINGS["shaped"]
+    assert mixing is not None
+    mixing.loss(tokens).sum().backward()
+    assert logp.grad is not None
+    by_hand = [-0.1 * p / (p + 0.1) ** 2 for p in (0.9, 0.1, 0.001)]
+    assert logp.grad.tolist() == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_penalty_and_bonus_are_the_samples_alone() -> None:
+    plain, bonus = (run_hybrid("chord", 0, mu=1.0, entropy=e).loss for e in (0.0, 5.0))
+    assert plain.item() == bonus.item()
+
+
 def test_every_row_of_the_table_has_a_hand_worked_test() -> None:
     assert {f"test_{name}_by_hand" for name in RECIPES} <= set(globals())
-    assert set(RECIPES) == {"ppo", "grpo", "dr_grpo", "dapo", "gspo", "rloo", "reinforce_pp", "cispo"}
+    plain = {"ppo", "grpo", "dr_grpo", "dapo", "gspo", "rloo", "reinforce_pp", "cispo"}
+    assert set(RECIPES) == plain | {"luffy", "chord", "chord_phi"}
+    assert {name for name, row in RECIPES.items() if row.demonstrations == "none"} == plain
 
 
 def test_the_entropy_bonus_is_weighed_as_the_tokens_are() -> None:
@@ -192,6 +262,8 @@ def test_no_row_has_a_default_for_what_is_no_key() -> None:
         ({"recipe": "ppo", "kl": 0.1}, r"rl\.kl=0\.1: the recipe 'ppo' has no KL term.*kl_estimator"),
         ({"recipe": "gspo", "group": 1}, r"rl\.group=1: the recipe 'gspo' compares"),
         ({"recipe": "gspo", "tis": 2.0}, r"rl\.tis=2\.0.*old_logprobs"),
+        ({"recipe": "grpo", "demonstrations": 1}, r"rl\.demonstrations=1: the recipe 'grpo' has no use"),
+        ({"recipe": "luffy", "mu": 0.5}, r"rl\.mu=0\.5: the recipe 'luffy' has no use for it"),
     ],
 )
 def test_a_key_that_a_row_cannot_use_is_refused(keys: dict[str, Any], words: str) -> None:

@@ -53,6 +53,15 @@ def test_markdown_shows_rates_differences_and_compute() -> None:
     assert text.endswith("\n")
 
 
+def test_what_a_task_counts_beside_success_has_a_table_of_its_own() -> None:
+    beside = {"first_try": {"base": {"id": 0.8125}, "rl": {"id": 0.9, "rule_ood": 0.25}}}
+    text = markdown(build_results({0: vectors()}, rates=beside))
+    table_of_it = text.split("\n\n")[2:4]
+    assert table_of_it[0] == "**First tries: decisions answered rightly at the first attempt**"
+    assert table_of_it[1].splitlines()[2:] == ["| base | 81.2 % | - |", "| RL | 90.0 % | 25.0 % |"]
+    assert "First tries" not in markdown(build_results({0: vectors()}))
+
+
 def test_every_table_row_has_as_many_cells_as_its_header() -> None:
     text = markdown(build_results({0: vectors(), 1: vectors()}, compute=COMPUTE))
     for block in text.split("\n\n"):

@@ -82,7 +82,8 @@ if DIGITS not in gymnasium.registry:
 
 @pytest.fixture
 def make_arm(tmp_path: Path) -> Callable[..., RLArm]:
-    """An RL arm on the shipped model, fresh each time, on the toy task unless told else; keys as for ``load_config``."""
+    """An RL arm on the shipped model, fresh each time, on the toy task unless keys say else; they are as for
+    ``load_config``."""
 
     def make(**keys: Any) -> RLArm:
         small: dict[str, Any] = {

@@ -13,7 +13,7 @@ from sftrl_fast.train.rl import RLArm
 
 ITEMS, UPDATES = 4, 10
 RISE = 2.0
-"""An answer earns 5 or about -3. With seeds 0 to 5 every row rose by 3.4 or more; without learning, see the last test."""
+"""An answer earns 5 or about -3. With seeds 0 to 5 every row rose by 3.4 or more; without learning see below."""
 
 Make = Callable[..., RLArm]
 

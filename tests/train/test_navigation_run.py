@@ -41,7 +41,15 @@ def test_a_run_on_routes_goes_through_every_stage(tiny_nav: Path, tmp_path: Path
             "rollout.max_sequences": 4, "checkpoint.keep_arms": False,
         },
     )  # fmt: skip
-    assert study.run(config, tmp_path / "run", "test").results is not None
+    results = study.run(config, tmp_path / "run", "test").results
+    assert results is not None
+    for beside in (results["rates"].pop("first_try"), results["rates"].pop("accuracy")):
+        assert set(beside) == {"base", "warmup", "rl", "sft"}
+        assert all(set(cells) == {"id", "rule_ood", "visual_ood"} for cells in beside.values())
+    assert not results["rates"]
+    page = (tmp_path / "run" / "table.md").read_text()
+    assert "**First tries: " in page
+    assert "**Steps: " in page
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     rates = {(row["stage"], row["set"]): row for row in rows if "set" in row}
     assert {name for _, name in rates} == {"id", "rule_ood", "visual_ood"}

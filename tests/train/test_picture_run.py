@@ -73,8 +73,9 @@ def test_every_arm_runs_and_recognition_stands_beside_success(
     config = load_config(file=file)
     whole = study.run(config, tmp_path / "whole", "test")
     assert whole.results is not None
-    assert set(whole.results["recognition"]) == {"base", "warmup", "sft", "rl"}
-    assert set(whole.results["recognition"]["rl"]) == {"id", "visual_ood"}
+    assert set(whole.results["rates"]) == {"recognition"}
+    assert set(whole.results["rates"]["recognition"]) == {"base", "warmup", "sft", "rl"}
+    assert set(whole.results["rates"]["recognition"]["rl"]) == {"id", "visual_ood"}
     assert "Recognition" in (tmp_path / "whole" / "table.md").read_text()
     samples = tmp_path / "whole" / "samples"
     for name in ("base-id", "seed0-rl-visual_ood"):

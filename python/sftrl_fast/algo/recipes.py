@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sftrl_fast.algo.advantages import ADVANTAGES
+from sftrl_fast.algo.demonstrations import MIXINGS
 from sftrl_fast.algo.kl import KLS
 from sftrl_fast.algo.reductions import REDUCTIONS
 from sftrl_fast.algo.surrogates import SURROGATES, PolicyTokens
@@ -27,7 +29,7 @@ def _known(key: str, value: str, table: Collection[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Advantage x surrogate x reduction x KL, each by its name in its own table."""
+    """Advantage x surrogate x reduction x KL, and demonstrations for hybrids, each by its name in its own table."""
 
     advantage: str
     surrogate: str
@@ -35,12 +37,14 @@ class Recipe:
     kl: str
     own: Mapping[str, float | int] = field(default_factory=dict)
     """What unset keys of ``rl`` mean here; a key of :data:`OWN` that is missing has no use in this row."""
+    demonstrations: str = "none"
 
     def __post_init__(self) -> None:
         _known("advantage", self.advantage, ADVANTAGES)
         _known("surrogate", self.surrogate, SURROGATES)
         _known("reduction", self.reduction, REDUCTIONS)
         _known("kl", self.kl, KLS)
+        _known("demonstrations", self.demonstrations, MIXINGS)
 
     @property
     def critic(self) -> bool:
@@ -53,12 +57,16 @@ def _own(clip: tuple[float, float] | None = None, **more: float | int) -> Mappin
     return MappingProxyType({"epochs": 1, "overlong": 0.0, "resample": 0, **bounds, **more})
 
 
-OWN = ("clip_low", "clip_high", "epochs", "overlong", "resample", "gamma", "lam", "value")
+OWN = (
+    *("clip_low", "clip_high", "epochs", "overlong", "resample", "gamma", "lam", "value"),
+    *("demonstrations", "mu", "mu_end", "mu_steps"),
+)
 """Keys of ``rl`` whose default is the recipe's."""
 
 # Sources: ppo, arXiv 2501.17161 (Chu et al.) and its code; grpo, arXiv 2402.03300, eq. 3; dr_grpo, arXiv 2503.20783,
 # section 3.2; dapo, arXiv 2503.14476 (its buffer is a fifth of the longest answer); gspo, arXiv 2507.18071; rloo, arXiv
 # 2402.14740, 3.2; reinforce_pp, arXiv 2501.03262; cispo, arXiv 2506.13585, with the upper bound 5 of arXiv 2510.13786.
+# Hybrids: luffy, arXiv 2504.14945, on Dr. GRPO; chord and chord_phi, arXiv 2508.11408, on GRPO, mu falling or fixed.
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "ppo": Recipe(
@@ -74,6 +82,17 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "rloo": Recipe("leave_one_out", "reinforce", "sequence_sum", "none", _own()),
         "reinforce_pp": Recipe("batch_mean_std", "clip", "token_mean", "k2", _own((0.2, 0.2))),
         "cispo": Recipe("group_mean_std", "clip_weight", "token_mean", "none", _own((1.0, 4.0))),
+        "luffy": Recipe(
+            "group_mean", "clip", "constant", "none", _own((0.2, 0.2), demonstrations=1), "shaped"
+        ),
+        "chord": Recipe(
+            "group_mean_std", "clip", "sequence_mean", "none",
+            _own((0.2, 0.2), demonstrations=1, mu=0.9, mu_end=0.05, mu_steps=200), "likelihood",
+        ),
+        "chord_phi": Recipe(
+            "group_mean_std", "clip", "sequence_mean", "none",
+            _own((0.2, 0.2), demonstrations=1, mu=0.1, mu_end=0.1, mu_steps=0), "undecided",
+        ),
     }
 )  # fmt: skip
 
@@ -127,7 +146,8 @@ class LossTerms:
     """The loss of a micro-batch and the facts a log wants about its T tokens."""
 
     loss: Tensor
-    """Scalar: sum over tokens of weight x (correction x surrogate + kl_coef x kl - entropy_coef x entropy)."""
+    """Scalar: sum over tokens of weight x (correction x surrogate + kl_coef x kl - entropy_coef x entropy), of a
+    demonstrated token weight x its own loss."""
     ratio: Tensor
     """``[T]``, detached."""
     clipped: Tensor
@@ -151,7 +171,9 @@ def policy_loss(
     ``weight`` comes from :func:`sftrl_fast.algo.reductions.token_weights` of the whole batch, repeated for each token
     of a turn, so losses of micro-batches add up. ``settings`` are :func:`resolved`. ``rl.kl`` 0 switches the penalty
     off whatever the row says; otherwise a row with a penalty needs ``ref_logp``, as ``rl.entropy`` above 0 needs
-    ``entropy``; their lack raises :class:`UserError`. ``correction`` weighs the surrogate alone.
+    ``entropy``; their lack raises :class:`UserError`. ``correction`` weighs the surrogate alone. Demonstrated tokens
+    have the loss of the row's :class:`~sftrl_fast.algo.demonstrations.Mixing` and nothing else: the estimates of the
+    divergence are of the policy's own samples.
     """
     low, high = settings.clip_low or 0.0, settings.clip_high or 0.0
     terms = SURROGATES[row.surrogate](tokens, low, high)
@@ -168,6 +190,8 @@ def policy_loss(
         if entropy is None:
             raise UserError(f"entropy is None; rl.entropy={settings.entropy} needs it")
         each = each - settings.entropy * entropy
+    if tokens.demonstrated is not None and (mixing := MIXINGS[row.demonstrations]):
+        each = torch.where(tokens.demonstrated, mixing.loss(tokens), each)
     return LossTerms((weight * each).sum(), terms.ratio, terms.clipped, None if kl is None else kl.detach())
 
 

@@ -21,6 +21,8 @@ class PolicyTokens:
     """int64: tokens of one answer have one number, counted from 0."""
     row: Tensor
     """int64: tokens of one row (an episode's answers) have one number, counted from 0."""
+    demonstrated: Tensor | None = None
+    """bool: tokens that the policy did not draw; None if it drew them all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,8 +109,16 @@ class SFTConfig(OptimizerConfig):
     """The SFT arm; how long it trains is `compute.match`'s to say."""
 
     batch: int = Field(64, ge=1, description="demonstrations an optimizer step")
+    data: Literal["expert", "self"] = Field(
+        "expert",
+        description="whose right answers are shown: the expert's, or those of the model as the arm finds it, sampled "
+        "and verified (rejection sampling), which the compute ledger counts",
+    )
+    tries: int = Field(8, ge=1, description="self: answers sampled at each visit to an item")
+    temperature: float = Field(1.0, gt=0, description="self: their sampling temperature")
     resample: bool = Field(
-        False, description="draw a new solution for an item at each visit, not one for good"
+        False,
+        description="expert: draw a new solution for an item at each visit, not one for good; self always does",
     )
     loss: Literal["cross_entropy", "dft", "psft"] = Field(
         "cross_entropy",
@@ -132,7 +140,8 @@ class RLConfig(OptimizerConfig):
 
     recipe: str = Field(
         "grpo",
-        description="row of the algorithm table: ppo, grpo, dr_grpo, dapo, gspo, rloo, reinforce_pp, cispo",
+        description="row of the algorithm table: ppo, grpo, dr_grpo, dapo, gspo, rloo, reinforce_pp, cispo; with "
+        "demonstrations beside the samples luffy, chord, chord_phi",
     )
     updates: int = Field(40, ge=0, description="batches of episodes generated and trained on")
     prompts: int = Field(32, ge=1, description="items a batch")
@@ -175,6 +184,22 @@ class RLConfig(OptimizerConfig):
     value: float | None = Field(None, ge=0, description="weight of the value head's loss; ppo 0.5")
     value_lr: float | None = Field(
         None, gt=0, description="peak learning rate of the value head; unset, that of the model"
+    )
+    demonstrations: int | None = Field(
+        None, ge=1, description="luffy, chord: right answers shown beside each item's episodes; 1"
+    )
+    mu: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="chord: weight of the demonstrations' batch at the start, the episodes' is 1 - mu; chord 0.9, "
+        "chord_phi 0.1",
+    )
+    mu_end: float | None = Field(
+        None, ge=0, le=1, description="chord: the same in the end; chord 0.05, chord_phi 0.1"
+    )
+    mu_steps: int | None = Field(
+        None, ge=0, description="chord: updates from mu to mu_end; chord 200, chord_phi 0"
     )
     overlong: float | None = Field(
         None,
@@ -231,6 +256,11 @@ class ComputeConfig(Section):
     )
     micro_batch_tokens: int = Field(
         16384, ge=1, description="tokens pushed through the model at once in training"
+    )
+    trainer: Literal["auto", "native", "transformers"] = Field(
+        "auto",
+        description="whose code computes what is trained: `native`, the engine's kernels on a CPU, so that the policy "
+        "trained is the one sampled; `transformers`, its modules, for any model; `auto`: native where it can be",
     )
 
 

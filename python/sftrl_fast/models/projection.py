@@ -19,12 +19,17 @@ class Projection:
     """
 
     def __init__(self, modules: list[nn.Linear]) -> None:
-        weights: list[Tensor] = [module.weight for module in modules]
-        biases = [module.bias for module in modules]
-        if choose("linear", tensor=weights[0]) == "torch":
-            self._parts = [pack_linear(*pair) for pair in zip(weights, biases, strict=True)]
-        else:
-            self._parts = [_joined(weights, biases)]
+        self._joins = choose("linear", tensor=modules[0].weight) != "torch"
+        self._parts = [pack_linear(*part) for part in self._read(modules)]
+
+    def update(self, modules: list[nn.Linear]) -> None:
+        """Take the values of the same layers as they are now, into the memory that is there."""
+        for part, pair in zip(self._parts, self._read(modules), strict=True):
+            part.update(*pair)
+
+    def _read(self, modules: list[nn.Linear]) -> list[tuple[Tensor, Tensor | None]]:
+        pairs: list[tuple[Tensor, Tensor | None]] = [(module.weight, module.bias) for module in modules]
+        return [_joined(*zip(*pairs, strict=True))] if self._joins else pairs
 
     @property
     def packed(self) -> PackedLinear:
@@ -38,9 +43,9 @@ class Projection:
 
 
 @torch.no_grad()
-def _joined(weights: list[Tensor], biases: Sequence[Tensor | None]) -> PackedLinear:
+def _joined(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
     bias = None
     if any(part is not None for part in biases):
         parts = zip(weights, biases, strict=True)
         bias = torch.cat([weight.new_zeros(len(weight)) if own is None else own for weight, own in parts])
-    return pack_linear(weights[0] if len(weights) == 1 else torch.cat(weights), bias)
+    return weights[0] if len(weights) == 1 else torch.cat(list(weights)), bias

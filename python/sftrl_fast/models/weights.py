@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import nn
@@ -27,12 +28,12 @@ class WeightsWatch:
     No counter of torch's sees every change: a tensor's own (``_version``) misses fused optimizers and writes through
     ``.data``. So :meth:`changed` compares those counters, the places of the tensors and the number of optimizer steps
     taken in this process, which costs microseconds, and with ``thorough`` also a fingerprint of the values, which
-    reads every weight once.
+    reads every weight once. It keeps the parameters alive and not the model.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.version = 1
-        self._model = model
+        self._model = ref(model)
         self._parameters = list(model.parameters())
         self._signs = self._read()
         self._fingerprints = self._values()
@@ -42,8 +43,8 @@ class WeightsWatch:
 
         ``thorough`` also finds parameters that were exchanged for others.
         """
-        if thorough:
-            self._parameters = list(self._model.parameters())
+        if thorough and (model := self._model()) is not None:
+            self._parameters = list(model.parameters())
         signs = self._read()
         if signs == self._signs and not thorough:
             return False

@@ -139,11 +139,19 @@ OPS: dict[str, dict[str, Implementation]] = {
         "cpp": _cpp("rms_norm:rms_norm_cpp"),
         "torch": _torch("rms_norm:rms_norm_torch"),
     },
+    "rms_norm_backward": {
+        "cpp": _cpp("rms_norm:rms_norm_backward_cpp"),
+        "torch": _torch("rms_norm:rms_norm_backward_torch"),
+    },
     "linear": {"cpp": _cpp("linear:CppLinear"), "torch": _torch("linear:TorchLinear")},
     "swiglu": {
         "triton": _triton("swiglu:swiglu_triton"),
         "cpp": _cpp("swiglu:swiglu_cpp"),
         "torch": _torch("swiglu:swiglu_torch"),
+    },
+    "swiglu_backward": {
+        "cpp": _cpp("swiglu:swiglu_backward_cpp"),
+        "torch": _torch("swiglu:swiglu_backward_torch"),
     },
     "rope_cache": {
         "triton": _triton("rope_cache:rope_cache_triton"),

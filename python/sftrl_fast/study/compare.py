@@ -263,7 +263,7 @@ def build_results(
     *,
     questions: Mapping[str, Sequence[int]] | None = None,
     compute: Mapping[str, Mapping[str, float]] | None = None,
-    recognition: Mapping[str, Mapping[str, float]] | None = None,
+    rates: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
     confidence: float = 0.95,
 ) -> dict[str, Any]:
     """The content of ``results.json``: plain, JSON-serialisable, in one order whatever the input's order.
@@ -273,7 +273,7 @@ def build_results(
             none.
         questions: set -> the question each item asks; a set that is not named asks another with every item.
         compute: arm -> ``samples, tokens, flops, flops_executed, seconds``, passed through.
-        recognition: arm -> set -> share of answers that read rightly what was shown, passed through.
+        rates: name -> arm -> set -> what the task counts beside success, passed through.
 
     Raises:
         ValueError: a set is empty, or seeds or arms differ in what they were evaluated on.
@@ -312,7 +312,9 @@ def build_results(
         },
         "questions": {name: len(np.unique(asks[name])) for name in sets if name in asks},
         "compute": {arm: dict(compute[arm]) for arm in ordered(compute, ARMS)} if compute else {},
-        "recognition": {arm: dict(rates) for arm, rates in (recognition or {}).items()},
+        "rates": {
+            name: {arm: dict(cells) for arm, cells in arms.items()} for name, arms in (rates or {}).items()
+        },
         "confidence": confidence,
         "intervals": INTERVALS,
     }

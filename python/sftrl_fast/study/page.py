@@ -17,6 +17,11 @@ COMPUTE_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "flops_executed": ("FLOPs executed", "{:.3g}".format),
     "seconds": ("seconds", "{:,.1f}".format),
 }
+RATE_TITLES = {
+    "first_try": "First tries: decisions answered rightly at the first attempt",
+    "accuracy": "Steps: answers that were right, every attempt counted",
+    "recognition": "Recognition: answers that read rightly what was shown",
+}
 Results = Mapping[str, Any]
 Section = tuple[str, list[str], list[list[str]]]
 """Title, header, rows; a row whose first cell is indented belongs to the row above it."""
@@ -50,8 +55,7 @@ def markdown(results: Results) -> str:
 
 def _sections(results: Results) -> list[Section]:
     sections = [_rates(results)]
-    if results.get("recognition"):
-        sections.append(_recognition(results))
+    sections += [_beside(name, results) for name in results.get("rates", {})]
     if results["differences"]:
         sections.append(_differences(results))
     if results["compute"]:
@@ -73,14 +77,14 @@ def _rates(results: Results) -> Section:
     return f"Success, {_level(results)} interval over questions", header, rows
 
 
-def _recognition(results: Results) -> Section:
-    """A rate of its own: an answer may read rightly and reckon wrongly, and the other way round."""
+def _beside(rate: str, results: Results) -> Section:
+    """What the task counts beside success: an answer may read rightly and reckon wrongly, a walk fail at one point."""
     sets = list(next(iter(results["arms"].values())))
     rows = []
-    for arm, rates in results["recognition"].items():
+    for arm, rates in results["rates"][rate].items():
         cells = [f"{100 * rates[name]:.1f} %" if name in rates else "-" for name in sets]
         rows.append([ARM_NAMES.get(arm, arm), *cells])
-    return "Recognition: answers that read rightly what was shown", ["", *sets], rows
+    return RATE_TITLES.get(rate, rate), ["", *sets], rows
 
 
 def _differences(results: Results) -> Section:

@@ -44,7 +44,7 @@ def _report(done: train.RunResult) -> Study:
         outcomes(done.config, done.state),
         questions=done.state.questions,
         compute=costs(done.config, done.state),
-        recognition=recognition(done.config, done.state),
+        rates=rates(done.config, done.state),
         confidence=done.config.eval.confidence,
     )
     write_json(folder.results_path, results)
@@ -69,16 +69,16 @@ def outcomes(config: Config, state: RunState) -> dict[int, dict[str, dict[str, n
     }
 
 
-def recognition(config: Config, state: RunState) -> dict[str, dict[str, float]]:
-    """Arm -> set -> share of answers that read rightly what was shown, mean over seeds; empty without pictures."""
-    rates: dict[str, dict[str, float]] = {}
-    for arm in ("base", "warmup", "sft", "rl") if state.recognition else ():
+def rates(config: Config, state: RunState) -> dict[str, dict[str, dict[str, float]]]:
+    """Rate's name -> arm -> set -> that rate, mean over seeds: what the task counts beside success, if anything."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for arm in ("base", "warmup", "sft", "rl"):
         stages = ["base"] if arm == "base" else [f"seed{seed}/{arm}" for seed in config.seeds]
-        sets = state.recognition.get(stages[0], {})
-        rates[arm] = {
-            name: sum(state.recognition[stage][name] for stage in stages) / len(stages) for name in sets
-        }
-    return rates
+        for name, counted in state.rates[stages[0]].items():
+            for rate in counted:
+                values = [state.rates[stage][name][rate] for stage in stages]
+                found.setdefault(rate, {}).setdefault(arm, {})[name] = sum(values) / len(values)
+    return found
 
 
 def training_curve(config: Config, state: RunState) -> list[dict[str, Any]]:

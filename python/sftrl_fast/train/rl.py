@@ -13,23 +13,32 @@ import torch
 from torch import Tensor
 
 from sftrl_fast.algo.advantages import ADVANTAGES, experience
-from sftrl_fast.algo.recipes import Recipe, policy_loss, recipe, resolved, truncated_importance, value_loss
-from sftrl_fast.algo.reductions import token_weights
+from sftrl_fast.algo.demonstrations import mixed_weights, share
+from sftrl_fast.algo.recipes import (
+    LossTerms,
+    Recipe,
+    policy_loss,
+    recipe,
+    resolved,
+    truncated_importance,
+    value_loss,
+)
 from sftrl_fast.algo.surrogates import PolicyTokens
 from sftrl_fast.config import Config
 from sftrl_fast.core import Group, Row
 from sftrl_fast.models.causal_lm import CausalLM, token_logprobs
 from sftrl_fast.models.load import LanguageModel
 from sftrl_fast.models.value_head import ValueHead
-from sftrl_fast.rollout.episodes import run_episodes
-from sftrl_fast.rollout.request import Engine, SamplingParams
+from sftrl_fast.rollout.request import Engine
 from sftrl_fast.runtime.compute import Compute
 from sftrl_fast.tasks.seeding import digest
 from sftrl_fast.train.batches import draw_items
 from sftrl_fast.train.collect import collect, rollout_metrics
+from sftrl_fast.train.demonstrations import demonstrated
 from sftrl_fast.train.guard import Guard, check_finite
 from sftrl_fast.train.optimizer import Optimizer
 from sftrl_fast.train.pack import TokenBatch, episode_rows, micro_batches
+from sftrl_fast.train.sample import sample_groups
 from sftrl_fast.train.score import outputs, score
 
 MEANS = ("entropy", "clipped", "ratio_mean", "kl", "engine_gap")
@@ -60,21 +69,25 @@ class RLArm:
         row = recipe(settings)
         groups, dropped = self._rollout(step)
         metrics = rollout_metrics(groups) | {"dropped_groups": dropped}
+        groups, apart = demonstrated(groups, row, self.config, self.language)
+        mu = share(settings, step)
         skipped, taken = self.guard.skipped, list[dict[str, float]]()
         name = f"seed{self.seed}-rl-{step}"
         sampled = episode_rows(groups)
         judge = partial(self._judge, groups, sampled, row)
-        rows = self.guard.attempt(name, sampled, self.optimizer, judge) or []
+        judged = self.guard.attempt(name, sampled, self.optimizer, judge)
+        rows = [*judged, *apart] if judged else []
         for epoch in range(settings.epochs or 1) if rows else ():
             order = np.random.default_rng(digest("minibatch", self.seed, step, epoch)).permutation(len(rows))
             for number, places in enumerate(np.array_split(order, settings.minibatches)):
                 if self.guard.exhausted:
                     break
                 part = [rows[place] for place in places]
-                attempt = partial(self._optimize, part, row, done)
+                attempt = partial(self._optimize, part, row, done, mu)
                 sums = self.guard.attempt(f"{name}-{epoch}-{number}", part, self.optimizer, attempt)
                 taken += [sums] if sums else []
-        return metrics | _update_metrics(taken) | {"skipped": self.guard.skipped - skipped}
+        mixed = {} if mu is None else {"mu": mu}
+        return metrics | _update_metrics(taken) | mixed | {"skipped": self.guard.skipped - skipped}
 
     def _rollout(self, step: int) -> tuple[list[Group], int]:
         settings = self.config.rl
@@ -87,27 +100,12 @@ class RLArm:
 
     def _sample(self, step: int, items: Sequence[int], again: int) -> list[Group]:
         settings = self.config.rl
-        before = self.engine.counters.executed_tokens
-        groups = run_episodes(
-            self.engine,
-            self.language.chat,
-            self.config.task.train,
-            items,
-            group_size=settings.group,
-            params=SamplingParams(self.config.rollout.max_new_tokens, settings.temperature),
-            # An item that comes up in two rounds of one step is answered anew.
-            seed=digest("again", self.seed, again) >> 1 if again else self.seed,
-            step=step,
-            env_kwargs=self.config.task.env_kwargs,
-            max_context=self.language.max_context,
-        )
-        episodes = [episode for group in groups for episode in group.episodes]
-        self.compute.generate(
-            sum(episode.num_tokens for episode in episodes),
-            self.engine.counters.executed_tokens - before,
-            samples=len(episodes),
-        )
-        return groups
+        # An item that comes up in two rounds of one step is answered anew.
+        seed = digest("again", self.seed, again) >> 1 if again else self.seed
+        return sample_groups(
+            self.engine, self.language, self.config, self.compute, items,
+            group=settings.group, temperature=settings.temperature, seed=seed, step=step,
+        )  # fmt: skip
 
     def _judge(self, groups: Sequence[Group], rows: Sequence[Row], row: Recipe) -> list[Row]:
         """``rows`` with the advantage of each turn, and with what the policy and the critic say before the update."""
@@ -123,7 +121,10 @@ class RLArm:
             )
             self.compute.generate(0, scores.executed_tokens)
             if settings.old_logprobs == "trainer":
-                rows = [replace(r, old_logprobs=old) for r, old in zip(rows, scores.logprobs, strict=True)]
+                rows = [
+                    r if r.demonstrated else replace(r, old_logprobs=old)
+                    for r, old in zip(rows, scores.logprobs, strict=True)
+                ]
             if self.head is not None:
                 values = torch.tensor([value for each in scores.values for value in each])
         longest = self.config.rollout.max_new_tokens
@@ -144,21 +145,28 @@ class RLArm:
             for r, (begin, end) in zip(rows, turns, strict=True)
         ]
 
-    def _optimize(self, rows: Sequence[Row], row: Recipe, done: float) -> dict[str, float]:
-        """One optimizer step on ``rows``. Raises ``NotFiniteError`` and leaves gradients if it cannot be taken."""
+    def _optimize(
+        self, rows: Sequence[Row], row: Recipe, done: float, mu: float | None = None
+    ) -> dict[str, float]:
+        """One optimizer step on ``rows``; ``mu`` is what a batch of demonstrations among them weighs, if they are one.
+
+        Raises ``NotFiniteError`` and leaves gradients if it cannot be taken.
+        """
         settings = self.config.rl
         turns = torch.tensor([length for r in rows for length in r.turns])
         member = torch.repeat_interleave(torch.tensor([len(r.turns) for r in rows]))
-        weights = token_weights(
+        weights = mixed_weights(
             row.reduction,
             turns,
             member,
+            torch.tensor([r.demonstrated for r in rows])[member],
+            mu,
             max_length=self.config.rollout.max_new_tokens * self.config.task.verify_iter,
         ).split([len(r.turns) for r in rows])
         # Where nothing but the advantage pulls, a row of advantage 0 has no gradient: only the others go through.
         everything = settings.kl or settings.entropy or self.head is not None
         kept = [i for i, r in enumerate(rows) if everything or any(r.advantages)]
-        sums = dict.fromkeys(("loss", "value_loss", "ratio_max", "engine_gap_max", *MEANS), 0.0)
+        sums = dict.fromkeys(("loss", "value_loss", "ratio_max", "engine_gap_max", "shown_nll", *MEANS), 0.0)
         executed = 0
         for batch in micro_batches(
             [rows[i] for i in kept],
@@ -170,10 +178,14 @@ class RLArm:
             weight = torch.cat([weights[i] for i in members])
             self._backward(batch, [rows[i] for i in members], weight, 1 / len(turns), row, sums)
             executed += len(batch.tokens.ids)
-        self.compute.train(sum(len(r.ids) for r in rows), executed)
+        shown = [r for r in rows if r.demonstrated]
+        self.compute.train(sum(len(r.ids) for r in rows), executed, samples=len(shown))
         check_finite("the loss", sums["loss"])
         sums["grad_norm"], sums["lr"] = self.optimizer.step(done)
-        return sums | {"tokens": sum(sum(rows[i].turns) for i in kept), "trained_rows": len(kept)}
+        sampled = [rows[i] for i in kept if not rows[i].demonstrated]
+        sums["tokens"], sums["trained_rows"] = sum(sum(r.turns) for r in sampled), len(sampled)
+        sums["shown_tokens"] = sum(sum(rows[i].turns) for i in kept) - sums["tokens"]
+        return sums
 
     def _backward(
         self,
@@ -200,6 +212,7 @@ class RLArm:
             column("advantages").repeat_interleave(lengths),
             torch.repeat_interleave(lengths),
             torch.repeat_interleave(counts),
+            torch.tensor([r.demonstrated for r in rows], device=device).repeat_interleave(counts),
         )
         reference = None
         if self.reference is not None:
@@ -221,15 +234,27 @@ class RLArm:
             loss = loss + (settings.value or 0.0) * critic
             sums["value_loss"] += float(critic.detach())
         loss.backward()
-        gap = (logp.detach() - sampled).abs()
         sums["loss"] += float(loss.detach())
-        sums["entropy"] += float(entropy.detach().sum())
-        sums["clipped"] += float(terms.clipped.sum())
-        sums["ratio_max"] = max(sums["ratio_max"], float(terms.ratio.max()))
-        sums["ratio_mean"] += float(terms.ratio.sum())
-        sums["engine_gap"] += float(gap.sum())
-        sums["engine_gap_max"] = max(sums["engine_gap_max"], float(gap.max()))
-        sums["kl"] += 0.0 if terms.kl is None else float(terms.kl.sum())
+        _measure(tokens, terms, entropy.detach(), sampled, sums)
+
+
+def _measure(
+    tokens: PolicyTokens, terms: LossTerms, entropy: Tensor, sampled: Tensor, sums: dict[str, float]
+) -> None:
+    """Add up what a log wants to know of the policy's own tokens, and how likely it finds an expert's."""
+    assert tokens.demonstrated is not None
+    logp, own = tokens.logp.detach(), ~tokens.demonstrated
+    sums["shown_nll"] -= float(logp[~own].sum())
+    if not own.any():
+        return
+    gap, ratio = (logp - sampled)[own].abs(), terms.ratio[own]
+    sums["entropy"] += float(entropy[own].sum())
+    sums["clipped"] += float(terms.clipped[own].sum())
+    sums["ratio_max"] = max(sums["ratio_max"], float(ratio.max()))
+    sums["ratio_mean"] += float(ratio.sum())
+    sums["engine_gap"] += float(gap.sum())
+    sums["engine_gap_max"] = max(sums["engine_gap_max"], float(gap.max()))
+    sums["kl"] += 0.0 if terms.kl is None else float(terms.kl[own].sum())
 
 
 def _update_metrics(steps: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -242,6 +267,8 @@ def _update_metrics(steps: Sequence[dict[str, float]]) -> dict[str, float]:
     metrics["engine_gap"] = first["engine_gap"] / first.get("tokens", 1)
     metrics["engine_gap_max"] = first["engine_gap_max"]
     metrics["ratio_max"] = max((sums["ratio_max"] for sums in trained), default=math.nan)
+    if shown := sum(sums["shown_tokens"] for sums in steps):
+        metrics["demonstration_nll"] = sum(sums["shown_nll"] for sums in steps) / shown
     for key in ("loss", "value_loss", "grad_norm", "lr", "trained_rows"):
         metrics[key] = sum(sums[key] for sums in steps) / len(steps) if steps else math.nan
     return metrics

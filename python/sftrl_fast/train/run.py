@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from sftrl_fast.config import Config, load_config
 from sftrl_fast.core import Observation, UserError
 from sftrl_fast.evaluate import evaluate_set, load_configured, make_engine, task_env, why_not_native
 from sftrl_fast.models.causal_lm import check_head
+from sftrl_fast.models.forward_pass import choose_pass
 from sftrl_fast.models.load import LanguageModel, save
 from sftrl_fast.models.value_head import ValueHead
 from sftrl_fast.runtime import checkpoint
@@ -34,6 +35,7 @@ from sftrl_fast.runtime.stop import StopSignal
 from sftrl_fast.tasks.seeding import digest
 from sftrl_fast.train.guard import LIMIT, Guard
 from sftrl_fast.train.optimizer import Optimizer
+from sftrl_fast.train.own_answers import Author, OwnAnswers
 from sftrl_fast.train.rl import RLArm
 from sftrl_fast.train.sft import Demonstrations, SFTArm
 from sftrl_fast.train.state import RunState, Stage, plan
@@ -83,6 +85,8 @@ def _load(config: Config) -> LanguageModel:
     language = load_configured(config)
     if config.model.gradient_checkpointing:
         language.model.gradient_checkpointing_enable()
+        # Its hook on the embeddings is for adapters; a model with hooks is none that the kernels cover.
+        language.model.disable_input_require_grads()
     return language
 
 
@@ -148,7 +152,13 @@ class Run:
             self.progress = stack.enter_context(Progress())
             self.log.truncate(self.state.metrics_position)
             if not self.state.metrics_position:
-                self.log.write({"engine": self.engine.name, "why_not_native": why_not_native(self.language)})
+                self.log.write(
+                    {
+                        "engine": self.engine.name,
+                        "why_not_native": why_not_native(self.language),
+                        "trainer": choose_pass(self.language.model),
+                    }
+                )
             while self.state.stage < len(stages):
                 stage = stages[self.state.stage]
                 finished = self._train(stage) if stage.kind == "train" else self._evaluate(stage)
@@ -233,6 +243,10 @@ class Run:
             )  # fmt: skip
         sft = self.config.warmup if stage.arm == "warmup" else self.config.sft
         demonstrations = Demonstrations(env, self.language.chat, sft, stage.name)
+        if sft.data == "self":
+            begun = self._frozen(self.base if stage.arm == "warmup" else self.warmup)
+            author = Author(replace(self.language, model=begun), self.config, compute)
+            demonstrations = OwnAnswers(env, author, sft, stage.name)
         return SFTArm(
             self.language, demonstrations, self.optimizer, self.config.compute.micro_batch_tokens, compute,
             self.guard,
@@ -240,13 +254,15 @@ class Run:
 
     def _reference(self) -> Any:
         """The frozen warm-up model, or None if no KL term needs it."""
-        if not self.config.rl.kl:
-            return None
-        reference = copy.deepcopy(self.language.model).eval().requires_grad_(False)
+        return self._frozen(self.warmup) if self.config.rl.kl else None
+
+    def _frozen(self, tensors: dict[str, Tensor]) -> Any:
+        """A copy of the model with these weights, which no training changes."""
+        frozen = copy.deepcopy(self.language.model).eval().requires_grad_(False)
         with torch.no_grad():
-            for name, parameter in reference.named_parameters():
-                parameter.copy_(self.warmup[name])
-        return reference
+            for name, parameter in frozen.named_parameters():
+                parameter.copy_(tensors[name])
+        return frozen
 
     def _done(self, stage: Stage, spent: Compute) -> float:
         """The share of the arm that lies behind: of its steps, or for SFT of what the RL arm spent."""
@@ -274,7 +290,7 @@ class Run:
                  "first_try": evaluation.first_try}  # fmt: skip
         if evaluation.recognition is not None:
             entry["recognition"] = evaluation.recognition
-            self.state.recognition.setdefault(stage.name, {})[stage.set] = evaluation.recognition
+        self.state.rates.setdefault(stage.name, {})[stage.set] = evaluation.rates
         self.log.write(entry)
         name = f"{stage.name.replace('/', '-')}-{stage.set}"
         write_samples(self.folder.path / "samples", name, evaluation.samples, self.language.chat.decode)

@@ -51,8 +51,8 @@ class RunState:
     """Stage name -> ledger of the arm, the warm-up not included."""
     evaluations: dict[str, dict[str, str]] = field(default_factory=dict)
     """Stage name -> set -> one character an item, ``1`` for success."""
-    recognition: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Stage name -> set -> share of answers that read rightly what was shown, where the task judges that."""
+    rates: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    """Stage name -> set -> the task's rates beside success, by name; see ``Evaluation.rates``."""
     questions: dict[str, list[int]] = field(default_factory=dict)
     """Set -> the question each evaluated item asks."""
     skipped: int = 0
