@@ -68,3 +68,16 @@ def test_a_head_is_trained_at_its_own_rate_and_kept_by_name() -> None:
         for name in ("weight", "value_head.weight")
         for key in ("step", "exp_avg", "exp_avg_sq")
     }
+
+
+def test_eps_bounds_the_step_of_a_vanishing_gradient() -> None:
+    steps = []
+    for eps in (1e-8, 1e-2):
+        model = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(model.weight)
+        optimizer = Optimizer(model, OptimizerConfig(lr=0.1, eps=eps))
+        (model.weight * 1e-4).sum().backward()
+        optimizer.step(0.0)
+        steps.append(abs(float(model.weight.detach())))
+    assert steps[0] == pytest.approx(0.1, rel=1e-3)
+    assert steps[1] == pytest.approx(0.1 * 1e-4 / (1e-4 + 1e-2), rel=1e-3)

@@ -47,10 +47,15 @@ class TaskConfig(Section):
     )
     verify_iter: int = Field(5, ge=1, description="answers an episode may try, in training and in evaluation")
     options: dict[str, str | int | float | bool] = Field(
-        {}, description="further keyword arguments of the environments, e.g. rewards, target"
+        {}, description="further keyword arguments of the environments, e.g. rewards, target, reasoning"
     )
 
-    @field_validator("options")
+    train_options: dict[str, str | int | float | bool] = Field(
+        {},
+        description="the same for training alone, laid over options: e.g. phrasing, for a task in several wordings",
+    )
+
+    @field_validator("options", "train_options")
     @classmethod
     def _turns_have_their_own_key(
         cls, options: dict[str, str | int | float | bool]
@@ -61,12 +66,19 @@ class TaskConfig(Section):
 
     @property
     def env_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the evaluation environments."""
         return {"verify_iter": self.verify_iter, **self.options}
+
+    @property
+    def train_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the training environment."""
+        return {**self.env_kwargs, **self.train_options}
 
 
 class OptimizerConfig(Section):
     lr: float = Field(1e-4, gt=0, description="peak learning rate of AdamW")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's two decay rates")
+    eps: float = Field(1e-8, gt=0, description="AdamW's term for numerical stability")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this L2 norm")
     warmup_steps: int = Field(

@@ -56,7 +56,7 @@ def demonstrated(
     if mixing is None or count is None:
         return groups, []
     shown = run_episodes(
-        Reciter(task_env(config.task.train, config.task.env_kwargs), language.chat),
+        Reciter(task_env(config.task.train, config.task.train_kwargs), language.chat),
         language.chat,
         config.task.train,
         [group.index for group in groups],
@@ -64,7 +64,7 @@ def demonstrated(
         params=SamplingParams(config.rollout.max_new_tokens),
         seed=0,
         step=0,
-        env_kwargs=config.task.env_kwargs,
+        env_kwargs=config.task.train_kwargs,
         max_context=language.max_context,
     )
     for episode in (episode for group in shown for episode in group.episodes):

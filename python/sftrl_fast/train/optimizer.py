@@ -49,6 +49,7 @@ class Optimizer:
             groups,
             lr=config.lr,
             betas=config.betas,
+            eps=config.eps,
             weight_decay=config.weight_decay,
             fused=True,
         )

@@ -98,7 +98,7 @@ def _check(config: Config, language: LanguageModel) -> None:
                 f"{arm}.passes={sft.passes}: {sft.loss!r} needs 2 or more; with 1 it is cross_entropy"
             )
     for key, env_id in [("train", config.task.train), *config.task.eval.items()]:
-        env = task_env(env_id, config.task.env_kwargs)
+        env = task_env(env_id, config.task.train_kwargs if key == "train" else config.task.env_kwargs)
         if env.num_items == 0:
             raise UserError(f"task {key}={env_id!r} holds no items")
         observation, _ = env.reset(options={"index": 0})
@@ -234,7 +234,7 @@ class Run:
         self.language.model.train()
         spent = self.state.compute.get(stage.name) if self.state.step else None
         compute = Compute.from_dict(spent) if spent else Compute(self.language.num_parameters)
-        env = task_env(self.config.task.train, self.config.task.env_kwargs)
+        env = task_env(self.config.task.train, self.config.task.train_kwargs)
         assert stage.seed is not None
         if stage.arm == "rl":
             return RLArm(

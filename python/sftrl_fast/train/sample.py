@@ -35,7 +35,7 @@ def sample_groups(
         params=SamplingParams(config.rollout.max_new_tokens, temperature),
         seed=seed,
         step=step,
-        env_kwargs=config.task.env_kwargs,
+        env_kwargs=config.task.train_kwargs,
         max_context=language.max_context,
     )
     episodes = [episode for each in groups for episode in each.episodes]
