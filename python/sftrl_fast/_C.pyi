@@ -55,6 +55,20 @@ def rms_norm(
     eps: float,
     dtype: int,
 ) -> None: ...
+def group_advantage(
+    rewards: int, groups: int, order: int, out: int, count: int, tie: float, kind: int
+) -> None: ...
+def gae(
+    rewards: int,
+    values: int,
+    offsets: int,
+    bootstrap: int,
+    out: int,
+    count: int,
+    episodes: int,
+    gamma: float,
+    lam: float,
+) -> None: ...
 def rms_norm_backward_scratch(rows: int, width: int) -> int: ...
 def rms_norm_backward(tensors: tuple[int, ...], rows: int, width: int, eps: float, dtype: int) -> None: ...
 def packed_attention_backward_scratch(sizes: tuple[int, ...], dtype: int) -> int: ...
