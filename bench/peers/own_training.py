@@ -24,6 +24,7 @@ from sftrl_fast.train.guard import Guard
 from sftrl_fast.train.optimizer import Optimizer
 from sftrl_fast.train.pack import episode_rows
 from sftrl_fast.train.rl import RLArm
+from sftrl_fast.train.sample import Batch
 from sftrl_fast.train.score import score
 from sftrl_fast.train.sft import cross_entropy_step
 
@@ -37,10 +38,8 @@ class Arm(RLArm):
 
     groups: list[Group]
 
-    def _rollout(self, step: int) -> tuple[list[Group], int]:
-        if not self.groups:
-            self.groups = self.sampled(step)
-        return self.groups, 0
+    def _rollout(self, step: int) -> Batch:
+        return Batch(self.groups or self.sampled(step), 0, Compute(self.language.num_parameters))
 
     def ask(self, prompts: list[list[int]], length: int) -> None:
         """Have the next update answer ``prompts`` itself."""
