@@ -24,10 +24,13 @@ from sftrl_fast.train.guard import Guard
 from sftrl_fast.train.optimizer import Optimizer
 from sftrl_fast.train.pack import episode_rows
 from sftrl_fast.train.rl import RLArm
+from sftrl_fast.train.sample import Batch
 from sftrl_fast.train.score import score
 from sftrl_fast.train.sft import cross_entropy_step
 
 MAX_SEQUENCES = 128
+MICRO_BATCH_TOKENS = 2048
+"""At least as much as the other side's: 8 rows of 190 tokens, or a pack of 1,024."""
 
 
 class Arm(RLArm):
@@ -35,10 +38,8 @@ class Arm(RLArm):
 
     groups: list[Group]
 
-    def _rollout(self, step: int) -> tuple[list[Group], int]:
-        if not self.groups:
-            self.groups = self.sampled(step)
-        return self.groups, 0
+    def _rollout(self, step: int) -> Batch:
+        return Batch(self.groups or self.sampled(step), 0, Compute(self.language.num_parameters))
 
     def ask(self, prompts: list[list[int]], length: int) -> None:
         """Have the next update answer ``prompts`` itself."""
@@ -82,7 +83,14 @@ def given(work: Work, language: LanguageModel, max_tokens: int) -> list[Group]:
 
 
 def grpo(language: LanguageModel, meter: Meter) -> Callable[[Work], Answer]:
-    config = load_config(overrides={"rl.recipe": "grpo", "rl.lr": LEARNING_RATE, "rl.group": GROUP})
+    config = load_config(
+        overrides={
+            "rl.recipe": "grpo",
+            "rl.lr": LEARNING_RATE,
+            "rl.group": GROUP,
+            "compute.micro_batch_tokens": MICRO_BATCH_TOKENS,
+        }
+    )
     arm = Arm(
         language,
         None,
@@ -98,7 +106,7 @@ def grpo(language: LanguageModel, meter: Meter) -> Callable[[Work], Answer]:
 
     def run(work: Work) -> Answer:
         if work["work"] == "update":
-            arm.groups = given(work, language, config.compute.micro_batch_tokens)
+            arm.groups = given(work, language, MICRO_BATCH_TOKENS)
         else:
             arm.ask(work["prompts"], len(work["answers"][0]))
         with meter.running():
@@ -120,7 +128,7 @@ def sft(language: LanguageModel, meter: Meter) -> Callable[[Work], Answer]:
             for prompt, answer in zip(work["prompts"], work["answers"], strict=True)
         ]
         with meter.running():
-            cross_entropy_step(language.model, rows, config.compute.micro_batch_tokens)
+            cross_entropy_step(language.model, rows, MICRO_BATCH_TOKENS)
             optimizer.step(0.0)
         return meter.answer()
 

@@ -263,12 +263,19 @@ def test_no_row_has_a_default_for_what_is_no_key() -> None:
         ({"recipe": "gspo", "group": 1}, r"rl\.group=1: the recipe 'gspo' compares"),
         ({"recipe": "gspo", "tis": 2.0}, r"rl\.tis=2\.0.*old_logprobs"),
         ({"recipe": "grpo", "demonstrations": 1}, r"rl\.demonstrations=1: the recipe 'grpo' has no use"),
+        ({"recipe": "rloo", "overlap": True}, r"rl\.overlap=true: the recipe 'rloo'.*older weights"),
+        ({"recipe": "grpo", "overlap": True, "old_logprobs": "trainer"}, r"rl\.overlap=true.*rl\.tis"),
         ({"recipe": "luffy", "mu": 0.5}, r"rl\.mu=0\.5: the recipe 'luffy' has no use for it"),
     ],
 )
 def test_a_key_that_a_row_cannot_use_is_refused(keys: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         resolved(RLConfig(**keys))
+
+
+def test_overlap_is_taken_where_the_ratio_or_the_truncated_weight_corrects() -> None:
+    for keys in ({"recipe": "cispo"}, {"recipe": "rloo", "old_logprobs": "trainer", "tis": 2.0}):
+        assert resolved(RLConfig(overlap=True, **keys)).overlap
 
 
 def test_methods_that_do_not_compare_take_single_episodes() -> None:

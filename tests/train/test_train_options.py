@@ -20,11 +20,11 @@ def test_training_is_asked_in_other_words_than_evaluation(make_arm: Callable[...
     arm = make_arm(
         **{
             "task.train": CARDS, "task.options": {"reasoning": True}, "task.train_options": {"phrasing": "held-out"},
-            "rl.recipe": "luffy", "rl.group": 2, "eval.limit": 1,
+            "rl.recipe": "luffy", "rl.group": 2, "rl.prompts": 1, "eval.limit": 1,
         }
     )  # fmt: skip
     chat, config = arm.language.chat, arm.config
-    groups, _ = demonstrated(arm._sample(0, [0], 0), recipe(config.rl), config, arm.language)
+    groups, _ = demonstrated(arm._rollout(0).groups, recipe(config.rl), config, arm.language)
     asked = [chat.decode(episode.turns[0].prompt_ids) for episode in groups[0].episodes]
     assert len(asked) == 3
     assert all("[Goal]" in question and "steps" in question for question in asked)

@@ -47,6 +47,11 @@ class Recipe:
         _known("demonstrations", self.demonstrations, MIXINGS)
 
     @property
+    def weighs(self) -> bool:
+        """True if the surrogate weighs a token by its probability now over that when it was drawn."""
+        return self.surrogate != "reinforce"
+
+    @property
     def critic(self) -> bool:
         """True if a value head is trained beside the policy."""
         return self.advantage in CRITIC
@@ -111,7 +116,8 @@ def resolved(settings: RLConfig) -> RLConfig:
     """``settings`` with the recipe's own values where keys of :data:`OWN` are unset; resolving again changes nothing.
 
     Raises :class:`UserError` for an unknown recipe, a key that is set and has no use in it, a penalty without an
-    estimator, groups too small to compare, and a correction of log-probabilities that are not computed.
+    estimator, groups too small to compare, a correction of log-probabilities that are not computed, and overlap that
+    nothing corrects for.
     """
     row, name = recipe(settings), settings.recipe
     changes: dict[str, Any] = {}
@@ -137,6 +143,11 @@ def resolved(settings: RLConfig) -> RLConfig:
         raise UserError(
             f"rl.tis={settings.tis} weighs the trainer's log-probabilities against the engine's; it needs "
             "rl.old_logprobs = 'trainer'"
+        )
+    if settings.overlap and not settings.tis and not (row.weighs and settings.old_logprobs == "engine"):
+        raise UserError(
+            f"rl.overlap=true: the recipe {name!r} with rl.old_logprobs={settings.old_logprobs!r} does not correct for "
+            "answers of older weights; set rl.tis, such as 2, with rl.old_logprobs = 'trainer'"
         )
     return settings.model_copy(update=changes)
 

@@ -159,6 +159,11 @@ class RLConfig(OptimizerConfig):
     prompts: int = Field(32, ge=1, description="items a batch")
     group: int = Field(16, ge=1, description="episodes of each item, G")
     epochs: int | None = Field(None, ge=1, description="passes over each batch of episodes; ppo 4, else 1")
+    overlap: bool = Field(
+        False,
+        description="draw the next batch in a thread while this one is trained on: by the weights of before the "
+        "update, for which the ratio corrects, and at the price of a copy of them",
+    )
     minibatches: int = Field(1, ge=1, description="optimizer steps a pass")
     temperature: float = Field(1.0, gt=0, description="sampling temperature of the rollouts")
     clip_low: float | None = Field(

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sftrl_fast.core import UserError
 from sftrl_fast.models.decoder_weights import DecoderWeights, LayerWeights
 from sftrl_fast.models.families import why_not
 from sftrl_fast.models.projection import Projection
@@ -32,6 +33,8 @@ class Decoder:
     """
 
     def __init__(self, model: nn.Module, *, fused: bool = True) -> None:
+        if reason := why_not(model):
+            raise ValueError(f"{type(model).__name__} is not covered: {reason}")
         self._weights = weights = DecoderWeights.of(model)
         self._model = cast(Any, model)
         self._body = self._model.model
@@ -55,9 +58,12 @@ class Decoder:
     def sync(self, *, thorough: bool) -> bool:
         """Take over the model's weights if they changed, and say whether they did since the last call.
 
-        See :meth:`DecoderWeights.sync <sftrl_fast.models.decoder_weights.DecoderWeights.sync>`.
+        ``thorough`` as for :meth:`~sftrl_fast.models.decoder_weights.DecoderWeights.sync`. ``UserError`` if the model
+        itself was changed: adapters put in, another type or device.
         """
-        self._weights.sync(self._model, thorough=thorough)
+        if thorough and (reason := why_not(self._model)):
+            raise UserError(f"the model was changed into one that the decoder does not cover: {reason}")
+        self._weights.sync(thorough=thorough)
         if self._bound == self._weights.version:
             return False
         self._head.update([self._model.lm_head])

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from sftrl_fast.core import UserError
-from sftrl_fast.models.families import why_not
 from sftrl_fast.models.projection import Projection
 from sftrl_fast.models.weights import WeightsWatch
 from sftrl_fast.ops.dispatch import choose
@@ -33,13 +32,11 @@ class LayerWeights:
 class DecoderWeights:
     """Engine and trainer each take a model's from :meth:`of`, so that they are packed once after an update.
 
-    Refers to the model's parameters and not to the model. Raises :class:`ValueError` for a model that
-    :func:`~sftrl_fast.models.families.why_not` has something against.
+    Refers to the model's parameters and not to the model, which must be one that
+    :func:`~sftrl_fast.models.families.why_not` has nothing against.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        if reason := why_not(model):
-            raise ValueError(f"{type(model).__name__} is not covered: {reason}")
         self.kind = _kind(model)
         self._body = body = cast(Any, model).model
         config, attention = body.config, body.layers[0].self_attn
@@ -57,7 +54,7 @@ class DecoderWeights:
         known = _shared.get(model)
         if known is None or known.kind != _kind(model):
             known = _shared[model] = cls(model)
-        known.sync(model, thorough=True)
+        known.sync(thorough=True)
         return known
 
     @property
@@ -65,15 +62,12 @@ class DecoderWeights:
         """Rises when :meth:`sync` finds the weights changed."""
         return self._watch.version
 
-    def sync(self, model: nn.Module, *, thorough: bool) -> None:
+    def sync(self, *, thorough: bool) -> None:
         """Take over the model's weights if they changed.
 
         ``thorough`` looks at every value; without it a write through ``.data`` may go unseen
-        (:class:`~sftrl_fast.models.weights.WeightsWatch`). ``UserError`` if the model itself was changed: adapters put
-        in, another type or device.
+        (:class:`~sftrl_fast.models.weights.WeightsWatch`). ``UserError`` if they are of another type or device now.
         """
-        if thorough and (reason := why_not(model)):
-            raise UserError(f"the model was changed into one that the decoder does not cover: {reason}")
         self._watch.changed(thorough=thorough)
         # An interrupt amid the packing leaves `_bound` behind, and so no half-packed weights in use.
         if self._bound == self._watch.version:

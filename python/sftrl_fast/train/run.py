@@ -33,6 +33,7 @@ from sftrl_fast.runtime.progress import Progress
 from sftrl_fast.runtime.samples import write_samples
 from sftrl_fast.runtime.stop import StopSignal
 from sftrl_fast.tasks.seeding import digest
+from sftrl_fast.train.ahead import Ahead
 from sftrl_fast.train.guard import LIMIT, Guard
 from sftrl_fast.train.optimizer import Optimizer
 from sftrl_fast.train.own_answers import Author, OwnAnswers
@@ -137,11 +138,14 @@ class Run:
         self.tokens_shown = 0
         self._optimizer_tensors: dict[str, Tensor] = {}
         self._head_tensors: dict[str, Tensor] = {}
+        self.ahead: Ahead | None = None
+        self._ahead_tensors: dict[str, Tensor] = {}
         if tensors is not None:
             self._restore(_part(tensors, "model/"))
             self.warmup = _part(tensors, "warmup/")
             self._optimizer_tensors = _part(tensors, "optimizer/")
             self._head_tensors = _part(tensors, "value_head/")
+            self._ahead_tensors = _part(tensors, "ahead/")
 
     def go(self) -> RunResult:
         """Run the stages that are left."""
@@ -150,6 +154,7 @@ class Run:
             self.stop = stack.enter_context(StopSignal())
             self.log = stack.enter_context(MetricsLog(self.folder))
             self.progress = stack.enter_context(Progress())
+            stack.callback(self._end_ahead)
             self.log.truncate(self.state.metrics_position)
             if not self.state.metrics_position:
                 self.log.write(
@@ -166,6 +171,7 @@ class Run:
                     self.state.stage += 1
                     self.state.step = 0
                     self.optimizer = self.head = None
+                    self._end_ahead()
                 self._save()
                 if self.stop.requested and self.state.stage < len(stages):
                     return RunResult(self.folder, self.config, self.state, stopped=True)
@@ -237,9 +243,13 @@ class Run:
         env = task_env(self.config.task.train, self.config.task.train_kwargs)
         assert stage.seed is not None
         if stage.arm == "rl":
+            if self.config.rl.overlap:
+                self.ahead = Ahead(
+                    self.language, self.config, self._ahead_tensors if self.state.step else None
+                )
             return RLArm(
                 self.language, self._reference(), self.engine, self.optimizer, self.config, stage.seed,
-                env.num_items, compute, self.guard, self.head,
+                env.num_items, compute, self.guard, self.head, self.ahead,
             )  # fmt: skip
         sft = self.config.warmup if stage.arm == "warmup" else self.config.sft
         demonstrations = Demonstrations(env, self.language.chat, sft, stage.name)
@@ -251,6 +261,11 @@ class Run:
             self.language, demonstrations, self.optimizer, self.config.compute.micro_batch_tokens, compute,
             self.guard,
         )  # fmt: skip
+
+    def _end_ahead(self) -> None:
+        if self.ahead is not None:
+            self.ahead.close()
+            self.ahead = None
 
     def _reference(self) -> Any:
         """The frozen warm-up model, or None if no KL term needs it."""
@@ -327,6 +342,8 @@ class Run:
             tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.tensors().items()}
         if self.head is not None:
             tensors |= {f"value_head/{name}": tensor for name, tensor in self.head.state_dict().items()}
+        if self.ahead is not None:
+            tensors |= {f"ahead/{name}": tensor for name, tensor in self.ahead.tensors().items()}
         checkpoint.save(self.folder.checkpoint_path, tensors, self.state.to_dict())
         self.saved_at = time.monotonic()
 
