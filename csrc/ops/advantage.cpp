@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "sftrl/parallel.h"
 
@@ -38,6 +39,32 @@ void compare(const GroupAdvantageArgs& a, const std::int64_t* members, std::int6
     }
 }
 
+// The places 0 to count - 1 by group, those of one group in order: a radix sort by the bytes in which groups
+// differ. It stands in one half of a.order.
+const std::int64_t* by_group(const GroupAdvantageArgs& a) {
+    std::int64_t *from = a.order, *to = a.order + a.count;
+    std::int64_t low = a.groups[0], high = low;
+    bool sorted = true;
+    for (std::int64_t i = 0; i < a.count; ++i) {
+        from[i] = i;
+        sorted = sorted && a.groups[i] >= high;
+        low = std::min(low, a.groups[i]);
+        high = std::max(high, a.groups[i]);
+    }
+    const auto above = [&](std::int64_t group) {
+        return static_cast<std::uint64_t>(group) - static_cast<std::uint64_t>(low);
+    };
+    for (int shift = 0; !sorted && shift < 64 && above(high) >> shift; shift += 8) {
+        const auto digit = [&](std::int64_t i) { return above(a.groups[i]) >> shift & 0xFF; };
+        std::int64_t next[257] = {};
+        for (std::int64_t i = 0; i < a.count; ++i) ++next[digit(i) + 1];
+        for (int d = 0; d < 256; ++d) next[d + 1] += next[d];
+        for (std::int64_t i = 0; i < a.count; ++i) to[next[digit(from[i])]++] = from[i];
+        std::swap(from, to);
+    }
+    return from;
+}
+
 // One episode, backwards: A_t = r_t + gamma V_{t+1} - V_t + gamma lam A_{t+1}.
 void scan(const GaeArgs& a, std::int64_t first, std::int64_t end, double following) {
     double running = 0.0;
@@ -52,19 +79,11 @@ void scan(const GaeArgs& a, std::int64_t first, std::int64_t end, double followi
 
 // On the calling thread: an update has thousands of rewards, which is less than waking another one costs.
 void group_advantage(const GroupAdvantageArgs& a) noexcept {
-    bool grouped = true;
-    for (std::int64_t i = 0; i < a.count; ++i) {
-        a.order[i] = i;
-        grouped = grouped && (i == 0 || a.groups[i - 1] <= a.groups[i]);
-    }
-    if (!grouped) {
-        std::sort(a.order, a.order + a.count, [&](std::int64_t i, std::int64_t j) {
-            return a.groups[i] != a.groups[j] ? a.groups[i] < a.groups[j] : i < j;
-        });
-    }
+    if (a.count == 0) return;
+    const std::int64_t* const order = by_group(a);
     for (std::int64_t begin = 0, end = 0; begin < a.count; begin = end) {
-        while (end < a.count && a.groups[a.order[end]] == a.groups[a.order[begin]]) ++end;
-        compare(a, a.order + begin, end - begin);
+        while (end < a.count && a.groups[order[end]] == a.groups[order[begin]]) ++end;
+        compare(a, order + begin, end - begin);
     }
 }
 

@@ -46,13 +46,13 @@ double compared(const std::vector<double>& rewards, const std::vector<std::int64
     return (rewards[i] - sum / size) / (kind == GroupKind::kMean ? 1.0 : std::sqrt(squares / (size - 1.0)));
 }
 
-void test_groups(std::int64_t count, bool sorted) {
+void test_groups(std::int64_t count, bool sorted, std::int64_t apart = 1) {
     std::mt19937 generator(static_cast<unsigned>(count));
     const std::vector<double> rewards = random(count, generator);
-    std::vector<std::int64_t> groups(rewards.size()), order(rewards.size());
+    std::vector<std::int64_t> groups(rewards.size()), order(2 * rewards.size());
     for (std::size_t i = 0; i < groups.size(); ++i) {
-        groups[i] =
-            sorted ? static_cast<std::int64_t>(i / 5) - 3 : static_cast<std::int64_t>(generator() % 9) - 4;
+        const auto drawn = static_cast<std::int64_t>(generator() % 9) - 4;
+        groups[i] = sorted ? static_cast<std::int64_t>(i / 5) - 3 : drawn * apart;
     }
     for (const GroupKind kind : {GroupKind::kMean, GroupKind::kMeanStd, GroupKind::kLeaveOneOut}) {
         std::vector<float> out(rewards.size(), kNaN);
@@ -67,7 +67,7 @@ void test_tied_groups_get_nothing() {
     const std::vector<double> rewards{0.1 + 0.2, 0.3, 1e6, 1e6};
     const std::vector<std::int64_t> groups{7, 7, -1, -1};
     for (const GroupKind kind : {GroupKind::kMean, GroupKind::kMeanStd, GroupKind::kLeaveOneOut}) {
-        std::vector<std::int64_t> order(4);
+        std::vector<std::int64_t> order(8);
         std::vector<float> out(4, kNaN);
         group_advantage({rewards.data(), groups.data(), order.data(), out.data(), 4, 1e-6, kind});
         for (const float each : out) CHECK(each == 0.0f);
@@ -99,6 +99,7 @@ void test_level() {
     for (const std::int64_t count : {0, 1, 2, 31, 200}) {
         test_groups(count, true);
         test_groups(count, false);
+        test_groups(count, false, std::int64_t{1} << 60);  // differences take all 64 bits
     }
     test_tied_groups_get_nothing();
     for (const bool with_bootstrap : {false, true}) {

@@ -13,7 +13,7 @@ enum class GroupKind : int { kMean = 0, kMeanStd = 1, kLeaveOneOut = 2 };
 struct GroupAdvantageArgs {
     const double* rewards;       // [count], finite
     const std::int64_t* groups;  // [count]: members share a number; any numbers in any order
-    std::int64_t* order;         // [count], scratch
+    std::int64_t* order;         // [2 count], scratch
     float* out;                  // [count]
     std::int64_t count;
     double tie;  // a group whose rewards spread by no more than this part of its largest gets 0

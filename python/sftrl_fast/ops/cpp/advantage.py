@@ -12,7 +12,8 @@ from sftrl_fast.ops.advantage import KINDS, TIE
 def group_advantage_cpp(rewards: Tensor, groups: Tensor, kind: str) -> Tensor:
     """Arguments as checked by :func:`sftrl_fast.ops.advantage.group_advantage`."""
     rewards, groups = rewards.double().contiguous(), groups.contiguous()
-    order, out = torch.empty_like(groups), torch.empty(len(rewards))
+    order = torch.empty(2 * len(rewards), dtype=torch.int64)
+    out = torch.empty(len(rewards))
     _C.group_advantage(
         rewards.data_ptr(), groups.data_ptr(), order.data_ptr(), out.data_ptr(), len(rewards), TIE,
         KINDS.index(kind),
