@@ -30,6 +30,7 @@ PEERS = Path(__file__).resolve().parent / "peers"
 SIDES = ("native", "trl", "trl_checkpointing")
 BASE = "trl"
 """The side that ratios are against."""
+KINDS = {"grpo": ("update", "step"), "sft": ("sft",)}
 METRICS = {"update": "update_time", "step": "step_time", "sft": "sft_time"}
 GROUP = 8
 THREADS = 2
@@ -59,6 +60,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(threads=THREADS)
     parser.add_argument("--model", default="smollm2-135m", metavar="NAME", help="smollm2-135m, or a folder")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="all but the others")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of training")
     parser.add_argument("--repeat", type=int, default=REPEAT, metavar="N", help="timed steps of each side")
 
 
@@ -140,8 +142,8 @@ def main() -> None:
     weights = folder(language, args.model)
     size = QUICK if args.quick else FULL
     floors(bench, language, size)
-    bench_kind(bench, "grpo", ("update", "step"), language, weights, size)
-    bench_kind(bench, "sft", ("sft",), language, weights, size)
+    for kind in args.kinds:
+        bench_kind(bench, kind, KINDS[kind], language, weights, size)
     bench.finish()
 
 

@@ -29,8 +29,8 @@ from sftrl_fast.train.score import score
 from sftrl_fast.train.sft import cross_entropy_step
 
 MAX_SEQUENCES = 128
-MICRO_BATCH_TOKENS = 2048
-"""At least as much as the other side's: 8 rows of 190 tokens, or a pack of 1,024."""
+MICRO_BATCH_TOKENS = {"grpo": 2048, "sft": 1024}
+"""At least as much as the other side's: 8 rows of 190 tokens, and a pack of 1,024."""
 
 
 class Arm(RLArm):
@@ -88,7 +88,7 @@ def grpo(language: LanguageModel, meter: Meter) -> Callable[[Work], Answer]:
             "rl.recipe": "grpo",
             "rl.lr": LEARNING_RATE,
             "rl.group": GROUP,
-            "compute.micro_batch_tokens": MICRO_BATCH_TOKENS,
+            "compute.micro_batch_tokens": MICRO_BATCH_TOKENS["grpo"],
         }
     )
     arm = Arm(
@@ -106,7 +106,7 @@ def grpo(language: LanguageModel, meter: Meter) -> Callable[[Work], Answer]:
 
     def run(work: Work) -> Answer:
         if work["work"] == "update":
-            arm.groups = given(work, language, MICRO_BATCH_TOKENS)
+            arm.groups = given(work, language, MICRO_BATCH_TOKENS["grpo"])
         else:
             arm.ask(work["prompts"], len(work["answers"][0]))
         with meter.running():
@@ -128,7 +128,7 @@ def sft(language: LanguageModel, meter: Meter) -> Callable[[Work], Answer]:
             for prompt, answer in zip(work["prompts"], work["answers"], strict=True)
         ]
         with meter.running():
-            cross_entropy_step(language.model, rows, MICRO_BATCH_TOKENS)
+            cross_entropy_step(language.model, rows, MICRO_BATCH_TOKENS["sft"])
             optimizer.step(0.0)
         return meter.answer()
 
