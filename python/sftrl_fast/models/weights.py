@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 from weakref import ref
 
@@ -12,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from sftrl_fast.ops.fingerprint import fingerprint
 
 _optimizer_steps = 0
+_counter: Callable[[torch.Tensor], int] = attrgetter("_version")
 
 
 def _count_step(*_arguments: Any) -> None:
@@ -55,8 +58,8 @@ class WeightsWatch:
         return not same
 
     def _read(self) -> tuple[list[int], list[int], int]:
-        places = [parameter.data_ptr() for parameter in self._parameters]
-        return places, [parameter._version for parameter in self._parameters], _optimizer_steps
+        places = list(map(torch.Tensor.data_ptr, self._parameters))
+        return places, list(map(_counter, self._parameters)), _optimizer_steps
 
     def _values(self) -> list[int]:
         with torch.no_grad():
