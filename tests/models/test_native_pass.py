@@ -21,8 +21,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from sftrl_fast.config import LoraConfig
 from sftrl_fast.core import Row
 from sftrl_fast.models import native_pass
+from sftrl_fast.models.adapters import add_lora
 from sftrl_fast.models.causal_lm import token_logprobs
 from sftrl_fast.models.decoder import Decoder
 from sftrl_fast.models.forward_pass import choose_pass, set_pass
@@ -42,6 +44,13 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 64,
     "initializer_range": 0.2,
 }
+
+
+def adapted(model: Any) -> Any:
+    add_lora(model, LoraConfig(rank=3, alpha=6))
+    return model
+
+
 FAMILIES: dict[str, Any] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, head_dim=8)),
     "tied, with biases": lambda: LlamaForCausalLM(
@@ -50,6 +59,7 @@ FAMILIES: dict[str, Any] = {
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**{**SHAPE, "hidden_size": 48})),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=16)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SHAPE, head_dim=24, sliding_window=None)),
+    "adapted": lambda: adapted(LlamaForCausalLM(LlamaConfig(**SHAPE, head_dim=8))),
 }
 
 
@@ -58,7 +68,7 @@ def make(family: str) -> Any:
     model = FAMILIES[family]()
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() == 1:
+            if parameter.dim() == 1 or not parameter.any():
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     return model
 
@@ -147,7 +157,7 @@ def test_micro_batches_add_up() -> None:
 def test_checkpointing_changes_no_bit_and_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("llama").train()
     plain = gradients(model, "native")
-    model.gradient_checkpointing_enable()
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     model.disable_input_require_grads()
     calls = []
     real = native_pass.checkpoint

@@ -34,6 +34,17 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
 
 
+class LoraConfig(Section):
+    """Low-rank adapters, trained by every arm in the place of the weights."""
+
+    rank: int = Field(0, ge=0, description="rank of each adapter; 0 trains the weights themselves")
+    alpha: float = Field(32.0, gt=0, description="an adapter's product is scaled by alpha / rank")
+    targets: tuple[str, ...] = Field(
+        (),
+        description="names of the linear layers that get one, e.g. q_proj, v_proj; empty: all but the output embedding",
+    )
+
+
 class TaskConfig(Section):
     train: str = Field("sftrl/points-text-train-v1", description="environment id whose items are trained on")
     eval: dict[str, str] = Field(
@@ -76,7 +87,20 @@ class TaskConfig(Section):
 
 
 class OptimizerConfig(Section):
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw", description="`adamw`: torch's; `adamw_8bit`: bitsandbytes', whose moments take a quarter"
+    )
+    master_weights: bool = Field(
+        False,
+        description="bfloat16: steps are taken on float32 copies of the weights, where small ones add up",
+    )
     lr: float = Field(1e-4, gt=0, description="peak learning rate of AdamW")
+    vision_lr: float | None = Field(
+        None, gt=0, description="with pictures: that of the vision tower; unset, lr"
+    )
+    projector_lr: float | None = Field(
+        None, gt=0, description="with pictures: that of what maps the tower to the language; unset, lr"
+    )
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's two decay rates")
     eps: float = Field(1e-8, gt=0, description="AdamW's term for numerical stability")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
@@ -152,7 +176,7 @@ class RLConfig(OptimizerConfig):
 
     recipe: str = Field(
         "grpo",
-        description="row of the algorithm table: ppo, grpo, dr_grpo, dapo, gspo, rloo, reinforce_pp, cispo; with "
+        description="row of the algorithm table: ppo, grpo, dr_grpo, dapo, gdpo, gspo, rloo, reinforce_pp, cispo; with "
         "demonstrations beside the samples luffy, chord, chord_phi",
     )
     updates: int = Field(40, ge=0, description="batches of episodes generated and trained on")
@@ -184,6 +208,11 @@ class RLConfig(OptimizerConfig):
         None, description="how the divergence is estimated; grpo k3, reinforce_pp k2, else none"
     )
     entropy: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+    reward_parts: dict[str, float] = Field(
+        {},
+        description="weights of the parts that a reward is the sum of: outcome, the task's own reward; right; "
+        "recognised; what else the task judges (of cards: cards, formed). Empty: the task's reward",
+    )
     old_logprobs: Literal["engine", "trainer"] = Field(
         "engine",
         description="whose log-probabilities the ratio is taken against: the engine's, or the trainer's own, for which "
@@ -293,6 +322,7 @@ class Config(Section):
         (0,), min_length=1, description="seeds of data order and sampling; each runs all stages"
     )
     model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
     task: TaskConfig = TaskConfig()
     warmup: WarmupConfig = WarmupConfig()
     sft: SFTConfig = SFTConfig()

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from sftrl_fast.models import families
+from sftrl_fast.models.adapters import weight
 from sftrl_fast.models.decoder_weights import DecoderWeights, LayerWeights
 from sftrl_fast.models.native_functions import GatedProjection, Norm, NormedProjection, Projected, Rotated
 from sftrl_fast.models.packed import PackedTokens
@@ -39,10 +40,10 @@ def why_not(model: PreTrainedModel) -> str:
 
 def _reasons(model: PreTrainedModel) -> Iterator[str]:
     body = cast(Any, model).model
-    weight = body.embed_tokens.weight
+    embedding = body.embed_tokens.weight
     for op in OPS:
-        if (impl := choose(op, tensor=weight)) != "cpp":
-            yield f"op {op} runs on {impl} for {weight.dtype} on {weight.device.type}"
+        if (impl := choose(op, tensor=embedding)) != "cpp":
+            yield f"op {op} runs on {impl} for {embedding.dtype} on {embedding.device.type}"
     if (width := body.layers[0].self_attn.head_dim) % HEAD_MULTIPLE:
         yield f"its heads are {width} wide, which is no multiple of {HEAD_MULTIPLE}"
     if model.training and body.config.attention_dropout:
@@ -122,4 +123,4 @@ def _mixed(attention: Any, qkv: Tensor, batch: _Batch) -> Tensor:
 
 
 def _parameters(*modules: Any) -> tuple[Tensor | None, ...]:
-    return (*(module.weight for module in modules), *(module.bias for module in modules))
+    return (*(weight(module) for module in modules), *(module.bias for module in modules))

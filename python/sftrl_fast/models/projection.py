@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from sftrl_fast.models.adapters import weight
 from sftrl_fast.ops.dispatch import choose
 from sftrl_fast.ops.linear import PackedLinear, pack_linear
 
 
 class Projection:
-    """The outputs of linear layers side by side, ``[T, N1 + N2 + ...]``.
+    """The outputs of linear layers, adapted or not, side by side: ``[T, N1 + N2 + ...]``.
 
     Where the implementation copies weights into a form of its own, they become one matrix; where it refers to them,
     they stay what they are, so that nothing is held twice.
     """
 
-    def __init__(self, modules: list[nn.Linear]) -> None:
+    def __init__(self, modules: list[Any]) -> None:
         self._joins = choose("linear", tensor=modules[0].weight) != "torch"
         self._parts = [pack_linear(*part) for part in self._read(modules)]
 
-    def update(self, modules: list[nn.Linear]) -> None:
+    def update(self, modules: list[Any]) -> None:
         """Take the values of the same layers as they are now, into the memory that is there."""
         for part, pair in zip(self._parts, self._read(modules), strict=True):
             part.update(*pair)
 
-    def _read(self, modules: list[nn.Linear]) -> list[tuple[Tensor, Tensor | None]]:
-        pairs: list[tuple[Tensor, Tensor | None]] = [(module.weight, module.bias) for module in modules]
+    def _read(self, modules: list[Any]) -> list[tuple[Tensor, Tensor | None]]:
+        with torch.no_grad():
+            pairs: list[tuple[Tensor, Tensor | None]] = [(weight(module), module.bias) for module in modules]
         return [_joined(*zip(*pairs, strict=True))] if self._joins else pairs
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from sftrl_fast.algo.demonstrations import MIXINGS
 from sftrl_fast.algo.recipes import Recipe
+from sftrl_fast.algo.rewards import weighed
 from sftrl_fast.config import Config
 from sftrl_fast.core import Group, Row, TaskEnv
 from sftrl_fast.evaluate import task_env
@@ -67,6 +68,7 @@ def demonstrated(
         env_kwargs=config.task.train_kwargs,
         max_context=language.max_context,
     )
+    shown = weighed(shown, config.rl.reward_parts)
     for episode in (episode for group in shown for episode in group.episodes):
         episode.demonstrated = True
     if not mixing.compared:

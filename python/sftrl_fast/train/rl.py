@@ -126,6 +126,7 @@ class RLArm:
             lam=1.0 if settings.lam is None else settings.lam,
             overlong=round((settings.overlong or 0.0) * longest),
             max_length=longest,
+            weights=settings.reward_parts,
         )
         found = ADVANTAGES[row.advantage](known)
         advantages = found.advantage.tolist()

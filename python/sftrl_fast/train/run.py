@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sftrl_fast.algo.recipes import recipe, resolved
+from sftrl_fast.algo.rewards import check_parts
 from sftrl_fast.algo.sft_losses import PROXIMAL
 from sftrl_fast.config import Config, load_config
 from sftrl_fast.core import Observation, UserError
@@ -36,6 +37,7 @@ from sftrl_fast.tasks.seeding import digest
 from sftrl_fast.train.ahead import Ahead
 from sftrl_fast.train.guard import LIMIT, Guard
 from sftrl_fast.train.optimizer import Optimizer
+from sftrl_fast.train.optimizer import check as check_optimizer
 from sftrl_fast.train.own_answers import Author, OwnAnswers
 from sftrl_fast.train.rl import RLArm
 from sftrl_fast.train.sft import Demonstrations, SFTArm
@@ -85,14 +87,21 @@ def _fingerprint(config: Config) -> int:
 def _load(config: Config) -> LanguageModel:
     language = load_configured(config)
     if config.model.gradient_checkpointing:
-        language.model.gradient_checkpointing_enable()
+        # transformers' newer name of it, where there is one: the older one warns there.
+        old = language.model.gradient_checkpointing_enable
+        getattr(language.model, "activation_checkpointing_enable", old)()
         # Its hook on the embeddings is for adapters; a model with hooks is none that the kernels cover.
         language.model.disable_input_require_grads()
     return language
 
 
 def _check(config: Config, language: LanguageModel) -> None:
-    """Find what would fail late: an unknown recipe, environments that cannot be made, prompts that do not fit."""
+    """Find what would fail late: an optimizer or environments that cannot be made, prompts that do not fit."""
+    for arm, settings in (("warmup", config.warmup), ("sft", config.sft), ("rl", config.rl)):
+        try:
+            check_optimizer(language.model, settings, language.parts)
+        except UserError as error:
+            raise UserError(f"{arm}.{error}") from None
     for arm, sft in (("warmup", config.warmup), ("sft", config.sft)):
         if sft.loss in PROXIMAL and sft.passes < 2:
             raise UserError(
@@ -107,6 +116,9 @@ def _check(config: Config, language: LanguageModel) -> None:
         prompt = language.chat.prompt_ids(shown.text, shown.image)
         if key == "train":
             check_head(language.model, language.chat.prompt_ids(shown.text))
+            right = env.demonstration(0)
+            *_, info = env.step(right if isinstance(right, str) else right[0])
+            check_parts(config.rl.reward_parts, info)
         tokens = len(prompt) + config.rollout.max_new_tokens
         if tokens > language.max_context:
             raise UserError(
@@ -128,7 +140,7 @@ class Run:
     ) -> None:
         self.config, self.folder, self.language, self.state = config, folder, language, state
         self.engine = make_engine(language, config)
-        self.parameters = dict(language.model.named_parameters())
+        self.parameters = {name: p for name, p in language.model.named_parameters() if p.requires_grad}
         self.base = self._snapshot()
         self.warmup: dict[str, Tensor] = {}
         self.optimizer: Optimizer | None = None
@@ -230,8 +242,9 @@ class Run:
         settings = {"warmup": self.config.warmup, "sft": self.config.sft, "rl": self.config.rl}[stage.arm]
         if stage.arm == "rl" and recipe(self.config.rl).critic:
             self.head = ValueHead(self.language.model)
+        parts, head_lr = self.language.parts, self.config.rl.value_lr
         self.optimizer = Optimizer(
-            self.language.model, settings, head=self.head, head_lr=self.config.rl.value_lr
+            self.language.model, settings, parts=parts, head=self.head, head_lr=head_lr
         )
         if self.state.step and self.head is not None:
             self.head.load_state_dict(self._head_tensors)
@@ -275,8 +288,8 @@ class Run:
         """A copy of the model with these weights, which no training changes."""
         frozen = copy.deepcopy(self.language.model).eval().requires_grad_(False)
         with torch.no_grad():
-            for name, parameter in frozen.named_parameters():
-                parameter.copy_(tensors[name])
+            for name, tensor in tensors.items():
+                frozen.get_parameter(name).copy_(tensor)
         return frozen
 
     def _done(self, stage: Stage, spent: Compute) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sftrl_fast.algo.rewards import weighed
 from sftrl_fast.config import Config
 from sftrl_fast.core import Group
 from sftrl_fast.models.load import LanguageModel
@@ -86,9 +87,10 @@ class Sampler:
         def sample(items: Sequence[int], again: int) -> list[Group]:
             # An item that comes up in two rounds of one step is answered anew.
             seed = digest("again", self.seed, again) >> 1 if again else self.seed
-            return sample_groups(
+            groups = sample_groups(
                 self.engine, self.language, self.config, spent, items,
                 group=settings.group, temperature=settings.temperature, seed=seed, step=step,
             )  # fmt: skip
+            return weighed(groups, settings.reward_parts)
 
         return Batch(*collect(draw, sample, settings.resample or 0), spent)

@@ -36,6 +36,11 @@ DEFAULT_SIZE = 1200
 BUDGET_USED_UP = -1.0
 
 
+def reward_parts(cards_ok: np.ndarray, outcome: np.ndarray) -> dict[str, np.ndarray]:
+    """1 or 0 for each answer: ``cards``, listed rightly; ``formed``, a formula that can be computed."""
+    return {"cards": cards_ok.astype(np.float64), "formed": (outcome != Outcome.MALFORMED).astype(np.float64)}
+
+
 class CardSet:
     """The items of one set and how they are asked, shown and judged.
 
@@ -195,8 +200,8 @@ class GeneralPointsEnv(CardSet, gymnasium.Env[Observation, str]):
         """Judge the answer ``action``.
 
         ``info`` adds to that of :meth:`reset`: ``success``, ``outcome`` (:class:`~sftrl_fast.Outcome`),
-        ``cards_ok``, the verifier's ``message`` and the formula's ``value``, ``"n/d"`` or None; with pictures also
-        ``recognised``, the same as ``cards_ok``.
+        ``cards_ok``, the verifier's ``message``, the formula's ``value``, ``"n/d"`` or None, and
+        :func:`reward_parts`; with pictures also ``recognised``, the same as ``cards_ok``.
         Raises ``gymnasium.error.ResetNeeded`` when no episode is under way.
         """
         if not self._live:
@@ -217,6 +222,10 @@ class GeneralPointsEnv(CardSet, gymnasium.Env[Observation, str]):
             "cards_ok": bool(verdicts.cards_ok[0]),
             "message": message,
             "value": f"{numerator}/{denominator}" if denominator else None,
+            "reward_parts": {
+                name: float(values[0])
+                for name, values in reward_parts(verdicts.cards_ok, verdicts.outcome).items()
+            },
         }
         if self.look == "image":
             info["recognised"] = info["cards_ok"]
