@@ -23,7 +23,7 @@ from rates import copy_bandwidth, matrix_rate
 
 from harness import ROOT, Bench
 from peers import own
-from peers.process import Peer, PeerError
+from peers.process import Peer, PeerError, worker_env
 from peers.weights import folder, gguf_file
 from sftrl_fast.models.load import load
 
@@ -125,18 +125,13 @@ def prepare(bench: Bench) -> tuple[Weights, dict[str, list[str]]]:
 @contextmanager
 def started(bench: Bench, weights: Weights, commands: Mapping[str, list[str]]) -> Iterator[dict[str, Peer]]:
     """Start the workers and try each; those that cannot run are named as missing, with their error."""
-    env = {
-        "OMP_NUM_THREADS": str(bench.args.threads),
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-    }
+    env = worker_env(bench.args.threads)
     running: dict[str, Peer] = {}
     with ExitStack() as stack:
         for name, command in commands.items():
             print(f"starting {name}", file=sys.stderr, flush=True)
             # A peer's interpreter must not find this environment's packages.
-            own_env = (
-                env if name in own.SIDES else {"OMP_NUM_THREADS": env["OMP_NUM_THREADS"], "PYTHONPATH": ""}
-            )
+            own_env = env if name in own.SIDES else env | {"PYTHONPATH": ""}
             try:
                 peer = stack.enter_context(
                     Peer(command, ROOT / "build" / "bench_rollout" / f"{name}.log", own_env)

@@ -324,7 +324,7 @@ def _measure(side: Callable[[], object], pids: Sequence[int] | None = None) -> _
     if torch is not None and on_device:
         torch.cuda.reset_peak_memory_stats()
     processes: Sequence[int | str] = ["self"] if pids is None else pids
-    before = [_resident_after_reset(pid) for pid in processes]
+    before = [resident_after_reset(pid) for pid in processes]
     start = time.perf_counter()
     side()
     _synchronize()
@@ -332,22 +332,22 @@ def _measure(side: Callable[[], object], pids: Sequence[int] | None = None) -> _
     known = [resident for resident in before if resident is not None]
     host = None
     if len(known) == len(processes):
-        peak = sum(_status_bytes("VmHWM", pid) for pid in processes)
+        peak = sum(status_bytes("VmHWM", pid) for pid in processes)
         host = max(0, peak - (sum(known) if pids is None else 0)) / MEBIBYTE
     device = torch.cuda.max_memory_allocated() / MEBIBYTE if torch is not None and on_device else None
     return _Run(seconds, host, device)
 
 
-def _resident_after_reset(pid: int | str) -> int | None:
+def resident_after_reset(pid: int | str) -> int | None:
     """Reset the peak resident size and return the present one, bytes; None where there is no such reset."""
     try:
         Path(f"/proc/{pid}/clear_refs").write_text("5")  # proc(5): 5 resets the peak resident set size
     except OSError:
         return None
-    return _status_bytes("VmRSS", pid)
+    return status_bytes("VmRSS", pid)
 
 
-def _status_bytes(key: str, pid: int | str) -> int:
+def status_bytes(key: str, pid: int | str) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rates import copy_bandwidth, matrix_rate
 
-from harness import Bench
+from harness import MEBIBYTE, Bench
 from sftrl_fast.ops.dispatch import availability
 from sftrl_fast.ops.logprob import logprob
 
@@ -77,6 +77,14 @@ def scorer(side: Side, hidden: Tensor, weight: Tensor, targets: Tensor) -> Calla
     return torch.no_grad()(lambda: side(hidden, weight, targets))
 
 
+def extra_memory(bench: Bench, first: int, case: str, metric: str, gradients: int) -> None:
+    """For each side measured since row ``first``, what it held at its peak beside the gradients."""
+    for row in bench.rows[first:]:
+        if row.metric == "peak memory growth" and row.value is not None:
+            name = f"{metric.removesuffix('_time')} extra memory"
+            bench.value(case, row.impl, name, row.value - gradients / MEBIBYTE, "MiB")
+
+
 def main() -> None:
     bench = Bench("logprob", "Log-probability of given tokens, straight from hidden states")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -95,7 +103,10 @@ def main() -> None:
             repeat = 3 if vocab > 100_000 else 5
             for metric, wrap, products in (("score_time", scorer, 1), ("train_time", trainer, 4)):
                 runs = {name: wrap(side, hidden, weight, targets) for name, side in sides.items()}
+                first = len(bench.rows)
                 bench.compare(case, metric, "ms", runs, ratio_to="torch_naive", repeat=repeat, scale="ms")
+                gradients = hidden.nbytes + weight.nbytes if metric == "train_time" else 0
+                extra_memory(bench, first, case, metric, gradients)
                 if on_cpu:
                     # Products with the logits computed twice, over the rate; beside it the weight's bytes, once.
                     operations = 2 * products * rows * width * vocab

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 import llama_cpp as llama
-from serve import Generate, serve
+from serve import Generate, counted, serve
 
 BATCH_TOKENS = 2048
 """Its default, and that of its bench."""
@@ -94,4 +94,4 @@ def load(path: str, threads: int) -> Generate:
 
 
 if __name__ == "__main__":
-    serve(lambda: load(sys.argv[1], int(sys.argv[2])))
+    serve(lambda: counted(load(sys.argv[1], int(sys.argv[2]))))

@@ -133,14 +133,14 @@ def make(side: str, model: str, threads: int) -> Generate:
 
 
 def main() -> None:
-    from serve import serve  # beside this script
+    from serve import counted, serve  # beside this script
 
     parser = argparse.ArgumentParser()
     parser.add_argument("side", choices=SIDES)
     parser.add_argument("model")
     parser.add_argument("threads", type=int)
     args = parser.parse_args()
-    serve(lambda: make(args.side, args.model, args.threads))
+    serve(lambda: counted(make(args.side, args.model, args.threads)))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -100,6 +101,11 @@ class Peer:
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines() or ["it ended without a word"]
         return f"{lines[-1].strip()[:LOG_TAIL]}; log: {self._log}"
+
+
+def worker_env(threads: int) -> dict[str, str]:
+    """Variables of a worker that runs in this process's environment and finds what it finds."""
+    return {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
 
 def _parents() -> dict[int, int]:

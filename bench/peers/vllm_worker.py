@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Any
 
-from serve import Generate, serve
+from serve import Generate, counted, serve
 
 CACHE_GIB = 1
 """Keys and values of 128 sequences of 194 tokens take 0.6; the default takes a share of the machine."""
@@ -50,4 +50,4 @@ def load(folder: str, threads: int) -> Generate:
 
 
 if __name__ == "__main__":
-    serve(lambda: load(sys.argv[1], int(sys.argv[2])))
+    serve(lambda: counted(load(sys.argv[1], int(sys.argv[2]))))

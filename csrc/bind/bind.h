@@ -21,6 +21,7 @@ void machine(pybind11::module_& m);
 void fingerprint(pybind11::module_& m);
 void decoder_layers(pybind11::module_& m);
 void rms_norm(pybind11::module_& m);
+void advantage(pybind11::module_& m);
 void packed_attention(pybind11::module_& m);
 void sample(pybind11::module_& m);
 void linear(pybind11::module_& m);

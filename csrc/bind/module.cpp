@@ -11,6 +11,7 @@ PYBIND11_MODULE(_C, m) {
     sftrl::bind::fingerprint(m);
     sftrl::bind::decoder_layers(m);
     sftrl::bind::rms_norm(m);
+    sftrl::bind::advantage(m);
     sftrl::bind::packed_attention(m);
     sftrl::bind::sample(m);
     sftrl::bind::linear(m);

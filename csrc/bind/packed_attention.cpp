@@ -9,10 +9,11 @@
 namespace sftrl::bind {
 namespace {
 
-using Addresses = const std::array<Address, 8>&;   // q, k, v, offsets, parent, out, lse, scratch
 using Sizes = const std::array<std::int64_t, 5>&;  // T, S, Hq, Hkv, Dh
+// q, k, v, offsets, parent, out, lse, scratch; gradients of out, q, k, v
+using Addresses = const std::array<Address, 12>&;
 
-PackedAttentionArgs arguments(Addresses x, Sizes n, float scale, int dtype) {
+PackedAttentionBackwardArgs arguments(Addresses x, Sizes n, float scale, int dtype) {
     return {at(x[0]),
             at(x[1]),
             at(x[2]),
@@ -27,33 +28,31 @@ PackedAttentionArgs arguments(Addresses x, Sizes n, float scale, int dtype) {
             n[3],
             n[4],
             scale,
-            static_cast<DType>(dtype)};
+            static_cast<DType>(dtype),
+            at(x[8]),
+            at(x[9]),
+            at(x[10]),
+            at(x[11])};
 }
 
 }  // namespace
 
 void packed_attention(pybind11::module_& m) {
     m.def(
-        "packed_attention_scratch",
-        [](Sizes sizes, int dtype, bool backward) {
-            return packed_attention_scratch(arguments({}, sizes, 0.0f, dtype), backward, level());
+        "packed_attention_backward_scratch",
+        [](Sizes sizes, int dtype) {
+            return packed_attention_backward_scratch(arguments({}, sizes, 0.0f, dtype), level());
         },
         "Floats of scratch memory that the call needs at the current level.");
     m.def(
-        "packed_attention",
+        "packed_attention_backward",
         [](Addresses addresses, Sizes sizes, float scale, int dtype) {
             const pybind11::gil_scoped_release release;
-            sftrl::packed_attention(arguments(addresses, sizes, scale, dtype));
+            sftrl::packed_attention_backward(arguments(addresses, sizes, scale, dtype));
         },
-        "Fills out and lse; see PackedAttentionArgs.");
-    m.def(
-        "packed_attention_backward",
-        [](Addresses addresses, const std::array<Address, 4>& grads, Sizes sizes, float scale, int dtype) {
-            const pybind11::gil_scoped_release release;
-            sftrl::packed_attention_backward({arguments(addresses, sizes, scale, dtype), at(grads[0]),
-                                              at(grads[1]), at(grads[2]), at(grads[3])});
-        },
-        "From out, lse and grads[0] of out, fills grads[1:] of q, k and v; see PackedAttentionBackwardArgs.");
+        "addresses: q, k, v, offsets, parent, out, lse, scratch, and the gradients of out (read) and of q, k "
+        "and v "
+        "(filled); see PackedAttentionBackwardArgs.");
 }
 
 }  // namespace sftrl::bind

@@ -1,5 +1,9 @@
 #include "sftrl/ops/rms_norm.h"
 
+#include <pybind11/stl.h>
+
+#include <array>
+
 #include "bind.h"
 
 namespace sftrl::bind {
@@ -14,6 +18,17 @@ void rms_norm(pybind11::module_& m) {
                              static_cast<DType>(dtype)});
         },
         "Fills out, and sum if residual is not 0; see RmsNormArgs.");
+    m.def("rms_norm_backward_scratch", &sftrl::rms_norm_backward_scratch,
+          "Floats of scratch memory, of rows and width.");
+    m.def(
+        "rms_norm_backward",
+        [](std::array<Address, 7> tensors, std::int64_t rows, std::int64_t width, float eps, int dtype) {
+            const pybind11::gil_scoped_release release;
+            sftrl::rms_norm_backward({at(tensors[0]), at(tensors[1]), at(tensors[2]), at(tensors[3]),
+                                      at(tensors[4]), at(tensors[5]), at<float>(tensors[6]), rows, width, eps,
+                                      static_cast<DType>(dtype)});
+        },
+        "tensors: x, weight, grad, passed, grad_x, grad_weight, scratch; see RmsNormBackwardArgs.");
 }
 
 }  // namespace sftrl::bind

@@ -1,5 +1,6 @@
 #include "sftrl/ops/cached_attention.h"
 
+#include <cmath>
 #include <vector>
 
 #include "cached_attention_block.h"
@@ -146,7 +147,9 @@ class Attention {
         const int heads = p_.heads_of(task),
                   count = static_cast<int>(p_.unit(task).end - p_.unit(task).begin) * heads;
         for (int r = 0; r < count; ++r) {
-            T* const to = static_cast<T*>(a_.out) + row_offset(task, r / heads, r % heads);
+            const std::int64_t at = row_offset(task, r / heads, r % heads);
+            T* const to = static_cast<T*>(a_.out) + at;
+            if (a_.lse) a_.lse[at / a_.width] = rows.highest[r] + std::log2(rows.sum[r]);
             const float scale = 1.0f / rows.sum[r];
             for (int i = 0; i < width_; i += 2 * kLanes) {
                 f32x16 halves[2] = {load(rows.values + r * rows.stride + i),

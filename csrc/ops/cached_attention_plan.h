@@ -2,9 +2,9 @@
 //
 // A task is a unit of queries that share a prefix, and the query heads of one key/value head. Its rows
 // (queries times heads) go over the prefix together, then each sequence's rows over its own tokens. Tokens
-// are cut into spans by the length of the prefix or of the sequence alone, and a row's spans are merged in
-// order: so a row's result depends neither on who shares its task nor on whether the spans of a task are
-// computed side by side.
+// are cut into spans of one length, and a row's spans are merged in order: so a row's result depends neither
+// on who shares its task, nor on how much of its sequence there is behind it, nor on whether the spans of a
+// task are computed side by side.
 #pragma once
 
 #include <algorithm>
@@ -17,8 +17,8 @@
 
 namespace sftrl::SFTRL_LEVEL::cached {
 
-inline constexpr int kRows = 96;       // of a task, at most: they and their scores stay in the second cache
-inline constexpr int kMostSpans = 16;  // of a prefix, and of a sequence's own tokens
+inline constexpr int kRows = 96;  // of a task, at most: they and their scores stay in the second cache
+inline constexpr std::int64_t kSpanTokens = kBlockTokens;  // whole blocks
 inline constexpr int kTasksPerThread = 4;  // of even size: with fewer, threads idle at the end
 inline constexpr int kRowsToTurn = 3;      // a block's keys are turned in the time that this many rows take
 inline constexpr std::size_t kMostSlotFloats = std::size_t{1} << 24;
@@ -44,11 +44,6 @@ struct Slot {  // a span of a task that is computed beside the task's other span
     Span span;
     std::size_t at;  // where its Rows stand
 };
-
-inline int span_tokens(std::int64_t tokens) {
-    const std::int64_t most = std::int64_t{kMostSpans} * kBlockTokens;
-    return static_cast<int>((tokens + most - 1) / most * kBlockTokens);
-}
 
 // What does not depend on the element type: the cutting of the work.
 class Plan {
@@ -87,16 +82,16 @@ class Plan {
     void each_span(const Unit& unit, const F& f) const {
         const std::int32_t prefix = a.prefix_of[unit.sequence_begin];
         const std::int64_t length = a.prefix_lengths[prefix];
-        for (std::int64_t at = 0, step = span_tokens(length); at < length; at += step) {
-            f(Span{a.prefix_pages + prefix * a.prefix_stride, at, std::min(at + step, length), 0,
+        for (std::int64_t at = 0; at < length; at += kSpanTokens) {
+            f(Span{a.prefix_pages + prefix * a.prefix_stride, at, std::min(at + kSpanTokens, length), 0,
                    static_cast<int>(unit.end - unit.begin), length, false});
         }
         for (std::int64_t s = unit.sequence_begin; s < unit.sequence_end; ++s) {
             const std::int64_t begin = std::max<std::int64_t>(a.query_offsets[s], unit.begin);
             const std::int64_t end = std::min<std::int64_t>(a.query_offsets[s + 1], unit.end);
             const std::int64_t ahead = a.own_lengths[s] - a.query_offsets[s + 1];  // may be below 0
-            for (std::int64_t at = 0, step = span_tokens(a.own_lengths[s]); at < ahead + end; at += step) {
-                f(Span{a.own_pages + s * a.own_stride, at, std::min(at + step, ahead + end),
+            for (std::int64_t at = 0; at < ahead + end; at += kSpanTokens) {
+                f(Span{a.own_pages + s * a.own_stride, at, std::min(at + kSpanTokens, ahead + end),
                        static_cast<int>(begin - unit.begin), static_cast<int>(end - unit.begin),
                        ahead + begin + 1, true});
             }

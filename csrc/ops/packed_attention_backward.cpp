@@ -16,7 +16,7 @@ struct Units {
     std::int64_t* own_slot;  // [S]: the same for what a parent adds itself; -1 for a segment without children
     std::int64_t count = 0, rows = 0;
 
-    Units(const PackedAttentionArgs& a, float*& scratch) {
+    Units(const PackedAttentionBackwardArgs& a, float*& scratch) {
         const std::int64_t n = a.segments;
         order = carve<std::int64_t>(scratch, n * 8);
         begin = carve<std::int64_t>(scratch, (n + 1) * 8);
@@ -37,13 +37,13 @@ struct Units {
             if (full || i + 1 == n || a.parent[order[i + 1]] != parent) begin[++count] = i + 1;
         }
     }
-    static std::int64_t length(const PackedAttentionArgs& a, std::int64_t s) {
+    static std::int64_t length(const PackedAttentionBackwardArgs& a, std::int64_t s) {
         return a.offsets[s + 1] - a.offsets[s];
     }
 
   private:
     // By parent, stable: a count of the children turns into the place of the next one. Uses begin and slot.
-    void sort(const PackedAttentionArgs& a) {
+    void sort(const PackedAttentionBackwardArgs& a) {
         std::int64_t* const place = begin;  // [S + 1], of parent p at p + 1
         for (std::int64_t s = 0; s <= a.segments; ++s) place[s] = 0;
         for (std::int64_t s = 0; s < a.segments; ++s) ++place[a.parent[s] + 1];
@@ -66,9 +66,8 @@ class Backward {
 
   public:
     explicit Backward(const PackedAttentionBackwardArgs& args)
-        : g_(args),
-          a_(args.forward),
-          t_(a_, args.grad_out),
+        : a_(args),
+          t_(a_),
           units_(a_, t_.scratch),
           column_vectors_((t_.width + kLanes - 1) / kLanes),
           lanes_(column_vectors_ * kLanes) {
@@ -169,7 +168,7 @@ class Backward {
             to - 1 > first ? keys<true>(s, head, from, to, own, tile)
                            : keys<false>(s, head, from, to, own, tile);
         }
-        const auto row = [&](int i) { return static_cast<T*>(g_.grad_q) + t_.query_row(s, head, begin + i); };
+        const auto row = [&](int i) { return static_cast<T*>(a_.grad_q) + t_.query_row(s, head, begin + i); };
         unpack<T>(tile.grad_q, tile.vectors, t_.width, tile.ones, rows, row);
     }
 
@@ -189,7 +188,7 @@ class Backward {
             const std::int64_t at = t_.query_row(s, head, begin + i);
             tile.lse[i] = a_.lse[at / a_.width];
             tile.delta[i] =
-                dot_row(static_cast<const T*>(a_.out) + at, static_cast<const T*>(g_.grad_out) + at);
+                dot_row(static_cast<const T*>(a_.out) + at, static_cast<const T*>(a_.grad_out) + at);
         }
     }
 
@@ -250,8 +249,8 @@ class Backward {
     void write_keys(std::int64_t s, int head, Sums sums) const {
         for (int key = 0; key < t_.length(s); ++key) {
             const std::int64_t at = t_.key_row(s, head, key);
-            write_row(sums.k + std::int64_t{key} * lanes_, static_cast<T*>(g_.grad_k) + at);
-            write_row(sums.v + std::int64_t{key} * lanes_, static_cast<T*>(g_.grad_v) + at);
+            write_row(sums.k + std::int64_t{key} * lanes_, static_cast<T*>(a_.grad_k) + at);
+            write_row(sums.v + std::int64_t{key} * lanes_, static_cast<T*>(a_.grad_v) + at);
         }
     }
     void write_row(const float* from, T* to) const {
@@ -282,8 +281,7 @@ class Backward {
     }
     std::int64_t parent_of(std::int64_t u) const { return a_.parent[units_.order[units_.begin[u]]]; }
 
-    const PackedAttentionBackwardArgs& g_;
-    const PackedAttentionArgs& a_;
+    const PackedAttentionBackwardArgs& a_;
     Tensors<T, U> t_;
     Units units_;
     int column_vectors_, lanes_, longest_ = 0;  // a row of sums is the width rounded up to vectors
@@ -298,8 +296,7 @@ void packed_attention_backward(const PackedAttentionBackwardArgs& args) noexcept
 #else
     using Half = Singles;
 #endif
-    args.forward.dtype == DType::kFloat32 ? Backward<float, Singles>(args).run()
-                                          : Backward<bf16, Half>(args).run();
+    args.dtype == DType::kFloat32 ? Backward<float, Singles>(args).run() : Backward<bf16, Half>(args).run();
 }
 
 }  // namespace sftrl::SFTRL_LEVEL

@@ -1,5 +1,4 @@
-// What the forward and the backward of packed_attention share: the tensors, their rows, and the cuts of the
-// work.
+// The tensors of packed_attention_backward, their rows, and the cuts of the work.
 #pragma once
 
 #include <cstdlib>
@@ -50,7 +49,7 @@ class Desk {
 template <class T, class U>
 struct Tensors {
     using E = typename U::Element;
-    const PackedAttentionArgs& a;
+    const PackedAttentionBackwardArgs& a;
     int width, words, ratio;  // of a head; its words; query heads of a key/value head
     std::int64_t query_stride, key_stride;
     const E *q, *k, *v;
@@ -59,7 +58,7 @@ struct Tensors {
     word* columns;           // see columns_of
     float* scratch;          // what is left
 
-    explicit Tensors(const PackedAttentionArgs& args, const void* gradient)
+    explicit Tensors(const PackedAttentionBackwardArgs& args)
         : a(args),
           width(static_cast<int>(a.width)),
           words(width / U::kPer),
@@ -76,7 +75,7 @@ struct Tensors {
         q = widened(a.q, query_stride);
         k = widened(a.k, key_stride);
         v = widened(a.v, key_stride);
-        grad_out = gradient ? widened(gradient, query_stride) : nullptr;
+        grad_out = widened(a.grad_out, query_stride);
     }
 
     int length(std::int64_t s) const { return a.offsets[s + 1] - a.offsets[s]; }

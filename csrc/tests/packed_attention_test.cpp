@@ -1,5 +1,5 @@
-// Attention over packed rows with shared parents, forward and backward, against plain loops in double, at
-// every level and with threads, without Python.
+// Attention over packed rows with shared parents, the cache's kernel forward and its own backward, against
+// plain loops in double, at every level and with threads, without Python.
 #include "sftrl/ops/packed_attention.h"
 
 #include <algorithm>
@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "check.h"
+#include "sftrl/ops/cached_attention.h"
 #include "sftrl/parallel.h"
 
 namespace {
@@ -124,18 +125,60 @@ struct Batch {
     }
 
     void run() {
-        PackedAttentionArgs args{
-            q.data(),    k.data(),   v.data(), offsets.data(), parent.data(),
-            out.data(),  lse.data(), nullptr,  offsets.back(), static_cast<std::int64_t>(parent.size()),
-            query_heads, kv_heads,   width,    0.25f,          dtype};
-        {
-            const Scratch scratch(packed_attention_scratch(args, false, level()));
-            args.scratch = scratch.memory.get();
-            packed_attention(args);
-        }
-        const Scratch scratch(packed_attention_scratch(args, true, level()));
+        attend();
+        PackedAttentionBackwardArgs args{q.data(),       k.data(),
+                                         v.data(),       offsets.data(),
+                                         parent.data(),  out.data(),
+                                         lse.data(),     nullptr,
+                                         offsets.back(), static_cast<std::int64_t>(parent.size()),
+                                         query_heads,    kv_heads,
+                                         width,          0.25f,
+                                         dtype,          grad.data(),
+                                         grad_q.data(),  grad_k.data(),
+                                         grad_v.data()};
+        const Scratch scratch(packed_attention_backward_scratch(args, level()));
         args.scratch = scratch.memory.get();
-        packed_attention_backward({args, grad.data(), grad_q.data(), grad_k.data(), grad_v.data()});
+        packed_attention_backward(args);
+    }
+
+    // The forward: keys and values are a cache with a page a token.
+    void attend() {
+        std::vector<std::int32_t> queries, prefix_of, prefix_pages, prefix_lengths, own_pages, own_lengths;
+        const std::int32_t stride = offsets.back();
+        const auto pages = [&](std::vector<std::int32_t>& to, std::int32_t from) {
+            for (std::int32_t i = 0; i < stride; ++i) to.push_back(from + i);
+        };
+        for (std::size_t s = 0; s < parent.size(); ++s) {
+            if (offsets[s + 1] == offsets[s]) continue;
+            const auto p = static_cast<std::size_t>(std::max(parent[s], 0));
+            queries.push_back(offsets[s]);
+            prefix_of.push_back(static_cast<std::int32_t>(prefix_lengths.size()));
+            prefix_lengths.push_back(parent[s] < 0 ? 0 : offsets[p + 1] - offsets[p]);
+            own_lengths.push_back(offsets[s + 1] - offsets[s]);
+            pages(prefix_pages, offsets[p]);
+            pages(own_pages, offsets[s]);
+        }
+        queries.push_back(stride);
+        cached_attention({q.data(),
+                          k.data(),
+                          v.data(),
+                          out.data(),
+                          queries.data(),
+                          prefix_of.data(),
+                          prefix_pages.data(),
+                          prefix_lengths.data(),
+                          own_pages.data(),
+                          own_lengths.data(),
+                          static_cast<std::int64_t>(own_lengths.size()),
+                          stride,
+                          stride,
+                          query_heads,
+                          kv_heads,
+                          1,
+                          width,
+                          0.25f,
+                          dtype,
+                          lse.data()});
     }
 
     std::vector<std::vector<unsigned char>> results() const {

@@ -55,14 +55,30 @@ def rms_norm(
     eps: float,
     dtype: int,
 ) -> None: ...
-def packed_attention_scratch(sizes: tuple[int, ...], dtype: int, backward: bool) -> int: ...
-def packed_attention(
+def group_advantage(
+    rewards: int, groups: int, order: int, out: int, count: int, tie: float, kind: int
+) -> None: ...
+def gae(
+    rewards: int,
+    values: int,
+    offsets: int,
+    bootstrap: int,
+    out: int,
+    count: int,
+    episodes: int,
+    gamma: float,
+    lam: float,
+) -> None: ...
+def rms_norm_backward_scratch(rows: int, width: int) -> int: ...
+def rms_norm_backward(tensors: tuple[int, ...], rows: int, width: int, eps: float, dtype: int) -> None: ...
+def packed_attention_backward_scratch(sizes: tuple[int, ...], dtype: int) -> int: ...
+def packed_attention_backward(
     addresses: tuple[int, ...], sizes: tuple[int, ...], scale: float, dtype: int
 ) -> None: ...
-def packed_attention_backward(
-    addresses: tuple[int, ...], grads: tuple[int, ...], sizes: tuple[int, ...], scale: float, dtype: int
-) -> None: ...
 def swiglu(gate_up: int, out: int, rows: int, width: int, dtype: int) -> None: ...
+def swiglu_backward(
+    gate_up: int, grad: int, grad_gate_up: int, out: int, rows: int, width: int, dtype: int
+) -> None: ...
 def image_tiles(
     tensors: tuple[int, int, int, int],
     weights: tuple[int, int, int, int],
@@ -147,7 +163,7 @@ def logprob_backward(
     grad_weight: int,
 ) -> None: ...
 def cached_attention(
-    tensors: tuple[int, int, int, int],
+    tensors: tuple[int, int, int, int, int],
     tables: tuple[int, ...],
     sequences: int,
     prefix_stride: int,

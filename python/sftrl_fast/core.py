@@ -76,6 +76,8 @@ class Verdict:
     """The first answer at its decision."""
     recognised: bool | None = None
     """Whether the answer read rightly what was shown to it; None where the task does not judge that apart."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Further judgements that a reward can be made of, by name."""
 
 
 @dataclass(slots=True)
@@ -165,7 +167,8 @@ class TaskEnv(Protocol):
     user message, or a mapping of ``text`` and ``image``, in which a picture that is equal to the last one is not
     shown again; ``info`` of ``step`` holds ``success``, ``outcome`` and ``attempts_left``. A task of several
     decisions an item adds ``right``, whether this answer was, and ``first_try``, whether it was the first at its
-    decision; without them an item is one decision. A task that judges reading apart adds ``recognised``.
+    decision; without them an item is one decision. A task that judges reading apart adds ``recognised``; one whose
+    answers have further merits adds ``reward_parts``, a number for each name (a vector environment: an array).
     """
 
     num_items: int

@@ -13,8 +13,10 @@ import torch
 
 from sftrl_fast.config import Config
 from sftrl_fast.core import Episode, Group, Observation, TaskEnv, UserError
+from sftrl_fast.models.adapters import add_lora
 from sftrl_fast.models.chat import Chat
 from sftrl_fast.models.decoder import Decoder
+from sftrl_fast.models.forward_pass import set_pass
 from sftrl_fast.models.load import LanguageModel, load
 from sftrl_fast.ops.dispatch import choose
 from sftrl_fast.rollout.engine import NativeEngine
@@ -66,6 +68,9 @@ def load_configured(config: Config) -> LanguageModel:
         torch.set_num_threads(config.model.threads)
     language = load(config.model.name, dtype=config.model.dtype, device=config.model.device)
     freeze(language, config.model.freeze)
+    if config.lora.rank:
+        add_lora(language.model, config.lora)
+    set_pass(language.model, config.compute.trainer)
     return language
 
 
@@ -73,9 +78,9 @@ def freeze(language: LanguageModel, parts: Sequence[str]) -> None:
     """Exempt parts of a vision-language model from training. ``UserError`` for a text model, and for all parts."""
     if not parts:
         return
-    if language.vision is None:
+    known = language.parts
+    if not known:
         raise UserError(f"model.freeze={list(parts)}: a model of text has no such parts; leave it out")
-    known = language.vision.parts(language.model)
     if set(parts) == set(known):
         raise UserError(f"model.freeze={list(parts)} leaves nothing to train; name fewer parts")
     for part in parts:

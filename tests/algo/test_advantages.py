@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from sftrl_fast.algo.advantages import ADVANTAGES, Advantages, experience, overlong_penalty
+from sftrl_fast.algo.rewards import weighed
 from sftrl_fast.core import Episode, Group, Turn, UserError, Verdict
 
 
@@ -40,6 +43,25 @@ def test_each_comparison_by_hand_on_ragged_groups(name: str, by_hand: list[float
     assert found.target is None
 
 
+def test_parts_are_compared_each_for_itself() -> None:
+    told = groups([5, -1, -1], [4, 0])
+    tidy = {0: [0.0, 1.0, 0.0], 1: [1.0, 1.0]}
+    for group in told:
+        for each, value in zip(group.episodes, tidy[group.index], strict=True):
+            each.turns[0].verdict = replace(each.turns[0].verdict, parts={"tidy": value})
+    weights = {"outcome": 1.0, "tidy": 2.0}
+    found = ADVANTAGES["decoupled"](experience(weighed(told, weights), weights=weights))
+    # Variance of (0, 1, 0): 1/3. All five tidy in the second group: nothing to compare.
+    tidy_part = [x * 3**0.5 for x in (-1 / 3, 2 / 3, -1 / 3)] + [0.0, 0.0]
+    outcome = [4 / 12**0.5, -2 / 12**0.5, -2 / 12**0.5, 2 / 8**0.5, -2 / 8**0.5]
+    total = torch.tensor([one + 2 * other for one, other in zip(outcome, tidy_part, strict=True)])
+    assert found.advantage.tolist() == pytest.approx(
+        ((total - total.mean()) / total.std()).tolist(), abs=1e-5
+    )
+    with pytest.raises(UserError, match="parts is empty"):
+        ADVANTAGES["decoupled"](experience(groups([1, 2])))
+
+
 def test_gae_by_hand_over_turns() -> None:
     # Two episodes: rewards (-1, 5) with values (1, 2), and (3) with value 1; gamma 0.5, lambda 0.5. Backwards:
     # 5 - 2 = 3; -1 + 0.5 * 2 - 1 + 0.25 * 3 = -0.25; 3 - 1 = 2.
@@ -56,7 +78,14 @@ def test_gae_by_hand_over_turns() -> None:
 
 
 def test_every_advantage_of_the_table_is_worked_by_hand_here() -> None:
-    assert set(ADVANTAGES) == {"group_mean", "group_mean_std", "leave_one_out", "batch_mean_std", "gae"}
+    assert set(ADVANTAGES) == {
+        "group_mean",
+        "group_mean_std",
+        "leave_one_out",
+        "batch_mean_std",
+        "decoupled",
+        "gae",
+    }
 
 
 def test_the_return_is_the_sum_over_turns_and_goes_to_each_of_them() -> None:

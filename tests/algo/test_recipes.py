@@ -22,6 +22,7 @@ from sftrl_fast.algo.recipes import (
     value_loss,
 )
 from sftrl_fast.algo.reductions import token_weights
+from sftrl_fast.algo.rewards import weighed
 from sftrl_fast.algo.surrogates import PolicyTokens
 from sftrl_fast.config import RLConfig
 from sftrl_fast.core import Episode, Group, Turn, UserError, Verdict
@@ -41,13 +42,17 @@ ROW = torch.arange(2)
 def run(name: str, reference: torch.Tensor | None = None, **keys: Any) -> LossTerms:
     settings = resolved(RLConfig(recipe=name, **keys))
     row = recipe(settings)
+    verdicts = [Verdict(reward, 0, False, "", parts={"short": reward == -1}) for reward in (5.0, -1.0)]
     episodes = [
-        Episode(0, i, [Turn([1], [2] * n, [-1.0] * n, "", True, Verdict(reward, 0, False, ""))])
-        for i, (n, reward) in enumerate(((1, 5.0), (3, -1.0)))
+        Episode(0, i, [Turn([1], [2] * n, [-1.0] * n, "", True, verdict)])
+        for i, (n, verdict) in enumerate(zip((1, 3), verdicts, strict=True))
     ]
+    group = weighed([Group(0, episodes)], settings.reward_parts)
     # With values 1 and 1 and one turn each, the estimates are 4 and -2: their mean is 1, their deviation sqrt(18).
     values = torch.ones(2) if row.critic else None
-    known = experience([Group(0, episodes)], values=values, gamma=settings.gamma or 1, lam=settings.lam or 1)
+    known = experience(
+        group, values=values, gamma=settings.gamma or 1, lam=settings.lam or 1, weights=settings.reward_parts
+    )
     advantage = ADVANTAGES[row.advantage](known).advantage
     weights = token_weights(row.reduction, LENGTHS, ROW, max_length=MAX_LENGTH)
     member = ROW.repeat_interleave(LENGTHS)
@@ -90,6 +95,13 @@ def test_dapo_by_hand() -> None:
     # Its own upper bound is 1.28; every one of the four tokens counts a quarter.
     by_hand = A * (-1.28 + 1.0 + 0.8 + 2.0) / 4
     assert run("dapo").loss.item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_gdpo_by_hand() -> None:
+    # The outcome compares as A, -A; the part that is 0, 1 as -A, A, and weighs three times: -2 A, 2 A, of deviation 2.
+    # So the advantages are -A, A: the first's ratio 1.5 stands, of the others 2 is cut to 1.2.
+    terms = run("gdpo", reward_parts={"outcome": 1.0, "short": 3.0})
+    assert terms.loss.item() == pytest.approx(1.5 * A / 2 - (1.0 + 0.5 + 1.2) * A / 6, rel=1e-5)
 
 
 def test_gspo_by_hand() -> None:
@@ -188,7 +200,7 @@ def test_penalty_and_bonus_are_the_samples_alone() -> None:
 
 def test_every_row_of_the_table_has_a_hand_worked_test() -> None:
     assert {f"test_{name}_by_hand" for name in RECIPES} <= set(globals())
-    plain = {"ppo", "grpo", "dr_grpo", "dapo", "gspo", "rloo", "reinforce_pp", "cispo"}
+    plain = {"ppo", "grpo", "dr_grpo", "dapo", "gdpo", "gspo", "rloo", "reinforce_pp", "cispo"}
     assert set(RECIPES) == plain | {"luffy", "chord", "chord_phi"}
     assert {name for name, row in RECIPES.items() if row.demonstrations == "none"} == plain
 
@@ -243,7 +255,7 @@ def test_unset_keys_take_the_row_s_own_values_and_set_ones_stay() -> None:
         0.5,
     )
     for name in RECIPES:
-        once = resolved(RLConfig(recipe=name))
+        once = resolved(RLConfig(recipe=name, reward_parts={"outcome": 1.0}))
         assert resolved(once) == once
 
 
@@ -263,12 +275,20 @@ def test_no_row_has_a_default_for_what_is_no_key() -> None:
         ({"recipe": "gspo", "group": 1}, r"rl\.group=1: the recipe 'gspo' compares"),
         ({"recipe": "gspo", "tis": 2.0}, r"rl\.tis=2\.0.*old_logprobs"),
         ({"recipe": "grpo", "demonstrations": 1}, r"rl\.demonstrations=1: the recipe 'grpo' has no use"),
+        ({"recipe": "rloo", "overlap": True}, r"rl\.overlap=true: the recipe 'rloo'.*older weights"),
+        ({"recipe": "grpo", "overlap": True, "old_logprobs": "trainer"}, r"rl\.overlap=true.*rl\.tis"),
+        ({"recipe": "gdpo"}, r"rl\.reward_parts is empty: the recipe 'gdpo'"),
         ({"recipe": "luffy", "mu": 0.5}, r"rl\.mu=0\.5: the recipe 'luffy' has no use for it"),
     ],
 )
 def test_a_key_that_a_row_cannot_use_is_refused(keys: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         resolved(RLConfig(**keys))
+
+
+def test_overlap_is_taken_where_the_ratio_or_the_truncated_weight_corrects() -> None:
+    for keys in ({"recipe": "cispo"}, {"recipe": "rloo", "old_logprobs": "trainer", "tis": 2.0}):
+        assert resolved(RLConfig(overlap=True, **keys)).overlap
 
 
 def test_methods_that_do_not_compare_take_single_episodes() -> None:

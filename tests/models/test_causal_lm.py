@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
+from tests.models.exact import exact
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -52,17 +51,9 @@ FAMILIES = {
 }
 
 
-def exact_norm(norm: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """transformers' own goes through float32, whose rounding hides differences below 1e-6."""
-    return norm.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.variance_epsilon)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_gradients_are_those_of_padded_rows(family: str) -> None:
-    model = FAMILIES[family].double()
-    for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = functools.partial(exact_norm, module)
+    model = exact(FAMILIES[family])
     generator = torch.Generator().manual_seed(1)
     prompt, lengths = 7, (3, 9, 1, 5)
     shared = torch.randint(0, 50, (prompt,), generator=generator).tolist()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.models.exact import exact
 from tests.models.mllama_case import TILE, logprobs, make, picture, processor, theirs
 
 from sftrl_fast.core import Message, Row, UserError
@@ -114,6 +117,46 @@ def test_gradients_are_transformers(four: LanguageModel) -> None:
             scale = float(parameter.grad.abs().max())
             assert torch.allclose(found[name], parameter.grad, atol=1e-4 * scale + 1e-7), name
     model.zero_grad()
+
+
+def test_packed_gradients_are_those_of_each_row_alone(language: LanguageModel) -> None:
+    """In float64, the tower's and the projector's among them: answers share prompt and picture, text mixes in."""
+    exactly = replace(language, model=exact(copy.deepcopy(language.model)))
+    assert exactly.vision is not None
+    shown, other = picture(50, 50, 4), picture(20, 90, 5)
+    rows = [
+        row(exactly, "Cards?", *turns, image=shown) for turns in (["3*8"], ["4", "Again.", "(4+4)*3"], ["1"])
+    ]
+    rows += [row(exactly, "Cards?", answer, image=other) for answer in ("3*8", "9")] + [
+        row(exactly, "a", "b")
+    ]
+    (batch,) = micro_batches(rows, 100_000, CPU, exactly.vision)
+    rows = [rows[i] for i in batch.rows]
+    found, _ = token_logprobs(exactly.model, batch.tokens)
+    expected = torch.cat([exact_logprobs(exactly, one) for one in rows])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    weight = torch.arange(1, len(found) + 1) / len(found)
+    gradients = []
+    for values in (found, expected):
+        exactly.model.zero_grad()
+        (values * weight).sum().backward()
+        gradients.append({name: p.grad for name, p in exactly.model.named_parameters() if p.grad is not None})
+    assert any("vision_model" in name for name in gradients[0])
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-9, atol=1e-9, msg=name)
+
+
+def exact_logprobs(language: LanguageModel, one: Row) -> torch.Tensor:
+    """Of the row's trained tokens, by transformers, from the pixels that packed rows see."""
+    inputs = theirs(language, one.ids, one.images)
+    if one.images:
+        assert isinstance(language.vision, Mllama)
+        inputs["pixel_values"] = language.vision.tiles(one.images, torch.float64, CPU).pixels
+    logits = language.model(**inputs, use_cache=False).logits[0, :-1]
+    wanted = torch.tensor(one.trained[1:])
+    targets = torch.tensor(one.ids[1:])[wanted]
+    return logits[wanted].log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
 
 def test_a_later_picture_takes_the_place_of_the_first(four: LanguageModel) -> None:

@@ -1,4 +1,4 @@
-"""Every implementation of the group advantages and of GAE against plain Python."""
+"""Every implementation of the group advantages and of GAE against plain Python, and the kernels' levels in float64."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from sftrl_fast.core import UserError
-from sftrl_fast.ops.advantage import KINDS, gae, group_advantage
+from sftrl_fast.ops.advantage import KINDS, gae, gae_torch, group_advantage, group_advantage_torch
 from sftrl_fast.ops.dispatch import availability
 
 GROUP_IMPLS = [row.impl for row in availability("group_advantage", torch.empty(0)) if row.available]
@@ -66,6 +67,65 @@ def test_normalised_advantages_do_not_depend_on_the_scale_of_rewards(impl: str) 
     for scale in (1e-12, 1e12):
         scaled = group_advantage(rewards * scale, groups, kind="mean_std", impl=impl)
         assert torch.allclose(scaled, base, rtol=1e-5)
+
+
+def ragged_groups(count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rewards in groups of 1 to about 20, one of them tied, ids of both signs in no order."""
+    g = torch.Generator().manual_seed(count)
+    groups = torch.randint(-count // 8 - 1, count // 8 + 1, (count,), generator=g)
+    rewards = torch.randn(count, generator=g).mul_(3).to(dtype)
+    return torch.where(groups == 0, rewards.new_tensor(1.5), rewards), groups
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.usefixtures("level")
+def test_group_advantage_is_float64s_at_every_level(dtype: torch.dtype) -> None:
+    for count in (0, 1, 2, 17, 1000):
+        rewards, groups = ragged_groups(count, dtype)
+        for kind in KINDS:
+            for order in (groups, groups.sort().values, groups * 2**50):
+                exact = group_advantage_torch(rewards, order, kind)
+                got = group_advantage(rewards, order, kind=kind, impl="cpp")
+                # Two sums in float64 end up in the same float32 or its neighbour.
+                assert torch.allclose(got, exact, rtol=2e-7, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_bootstrap", [False, True])
+@pytest.mark.usefixtures("level")
+def test_gae_is_float64s_at_every_level(dtype: torch.dtype, with_bootstrap: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    for lengths in ([], [0], [0, 0, 3, 0], [1, 0, 300, 7], [5] * 5000):
+        offsets = torch.tensor([0, *lengths]).cumsum(0)
+        rewards, values = (torch.randn(sum(lengths), generator=g).to(dtype) for _ in range(2))
+        bootstrap = torch.randn(len(lengths), generator=g).to(dtype) if with_bootstrap else None
+        exact = gae_torch(rewards, values, offsets, 0.99, 0.95, bootstrap)
+        got = gae(rewards, values, offsets, gamma=0.99, lam=0.95, bootstrap=bootstrap, impl="cpp")
+        assert torch.allclose(got, exact, rtol=2e-7, atol=1e-13)
+
+
+def test_outputs_are_written_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = torch.empty
+    monkeypatch.setattr(
+        torch, "empty", lambda size, **kind: empty(size, **kind).fill_(-7 if kind else float("nan"))
+    )
+    rewards, groups = ragged_groups(50, torch.float32)
+    for kind in KINDS:
+        assert not group_advantage(rewards, groups, kind=kind, impl="cpp").isnan().any()
+    offsets = torch.tensor([0, 0, 30, 50, 50])
+    assert not gae(rewards, rewards, offsets, gamma=1.0, lam=0.5, impl="cpp").isnan().any()
+
+
+def test_strided_input_is_read_rightly() -> None:
+    rewards, groups = ragged_groups(60, torch.float64)
+    got = group_advantage(rewards[::2], groups[::2], kind="mean", impl="cpp")
+    assert torch.equal(
+        got, group_advantage(rewards[::2].clone(), groups[::2].clone(), kind="mean", impl="cpp")
+    )
+    offsets = torch.tensor([0, 9, 4, 9, 30, 9])[::2]
+    got = gae(rewards[::2], rewards[1::2], offsets, gamma=0.9, lam=0.9, impl="cpp")
+    other = gae(rewards[::2].clone(), rewards[1::2].clone(), offsets.clone(), gamma=0.9, lam=0.9, impl="cpp")
+    assert torch.equal(got, other)
 
 
 def test_bad_group_input_raises_and_names_the_argument() -> None:

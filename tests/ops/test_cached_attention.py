@@ -222,6 +222,21 @@ def test_neighbours_change_no_bit(dtype: torch.dtype) -> None:
             assert torch.equal(run(some, "cpp"), everyone[queries])
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+def test_tokens_behind_a_row_change_no_bit(dtype: torch.dtype) -> None:
+    """A context that is encoded at once, as in training, and the same one a token at a time."""
+    length = 4500
+    case = build(Sequences([0], [(0, length, length)]), heads=(1, 1), width=8, dtype=dtype)
+    whole = run(case, "cpp")
+    for seen in (1, 255, 4096, 4097, 4400):
+        rows = replace(
+            case.rows, query_offsets=torch.tensor([0, 1]).int(), own_lengths=torch.tensor([seen]).int()
+        )
+        assert torch.equal(
+            run(replace(case, q=case.q[seen - 1 : seen], rows=rows), "cpp")[0], whole[seen - 1]
+        )
+
+
 def test_threads_change_no_bit() -> None:
     before = torch.get_num_threads()
     try:

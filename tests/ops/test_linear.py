@@ -161,7 +161,10 @@ def test_torch_refers_to_the_weight_itself() -> None:
 def test_strided_input_is_read_rightly(impl: str) -> None:
     x, weight, bias = inputs(9, 64, 40, torch.float32)
     expected = linear(x[:, ::2].contiguous(), pack_linear(weight[:, ::2].contiguous(), impl=impl))
-    assert torch.equal(linear(x[:, ::2], pack_linear(weight[:, ::2], impl=impl)), expected)
+    strided = linear(x[:, ::2], pack_linear(weight[:, ::2], impl=impl))
+    # torch's product sums in another order where strides are other ones; ours does not.
+    assert torch.equal(strided, expected) or impl == "torch"
+    torch.testing.assert_close(strided, expected)
     wide = torch.stack([bias, bias], 1)[:, 0]
     shifted = linear(x, pack_linear(weight, wide, impl=impl))
     assert torch.equal(shifted, linear(x, pack_linear(weight, bias, impl=impl)))

@@ -16,6 +16,7 @@ from sftrl_fast.evaluate import make_engine, task_env
 from sftrl_fast.models.load import LanguageModel, load
 from sftrl_fast.models.value_head import ValueHead
 from sftrl_fast.runtime.compute import Compute
+from sftrl_fast.train.ahead import Ahead
 from sftrl_fast.train.guard import Guard
 from sftrl_fast.train.optimizer import Optimizer
 from sftrl_fast.train.rl import RLArm
@@ -104,6 +105,7 @@ def make_arm(tmp_path: Path) -> Callable[..., RLArm]:
         items = task_env(config.task.train, config.task.env_kwargs).num_items
         engine, compute = make_engine(language, config), Compute(language.num_parameters)
         guard = Guard(tmp_path / "skipped")
-        return RLArm(language, None, engine, optimizer, config, 0, items, compute, guard, head)
+        ahead = Ahead(language, config) if config.rl.overlap else None
+        return RLArm(language, None, engine, optimizer, config, 0, items, compute, guard, head, ahead)
 
     return make

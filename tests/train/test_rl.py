@@ -185,3 +185,18 @@ def test_outputs_come_in_the_order_of_the_batch(make_arm: Make) -> None:
         assert values is None
         expected = [p for i in batch.rows for p in whole[i]]
         assert logp.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_parts_of_the_reward_are_weighed_and_logged(make_arm: Make) -> None:
+    cards = {
+        "task.train": "sftrl/points-text-train-v1", "rollout.max_new_tokens": 40, "task.verify_iter": 2,
+        "rl.prompts": 2, "rl.group": 4, "rl.temperature": 1.0,
+    }  # fmt: skip
+    plain = make_arm(**cards).update(0, 0.0)
+    weights = {"outcome": 0.5, "formed": 2.0, "cards": 0.0}
+    parts = make_arm(**cards, **{f"rl.reward_parts.{name}": weight for name, weight in weights.items()})
+    found = parts.update(0, 0.0)
+    assert found["reward/outcome"] == pytest.approx(plain["reward"])
+    assert found["reward"] == pytest.approx(0.5 * found["reward/outcome"] + 2 * found["reward/formed"])
+    # Parts are added up over an episode's answers as rewards are.
+    assert 0 < found["reward/formed"] <= found["attempts"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -124,6 +125,48 @@ def test_a_critic_dies_and_lives_again_with_its_moments(
     assert "epochs = 4" in resolved
 
 
+SMALLER: dict[str, Any] = {
+    "seeds": (3,), "model.dtype": "bfloat16", "rl.kl": 0.01, "rl.updates": 2, "rl.lr": 1e-3, "eval.every": 0,
+    "eval.limit": 2, "compute.match": "samples",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"lora.rank": 4}, r"model/.*\.lora_[AB]\.default\.weight"),
+        ({f"{arm}.master_weights": True for arm in ("warmup", "sft", "rl")}, r"optimizer/.*/master"),
+    ],
+    ids=["lora", "master weights"],
+)
+def test_what_makes_training_smaller_dies_and_lives_again(
+    changes: dict[str, Any], kept: str, tmp_path: Path, numbers: Numbers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(**SMALLER, **changes)
+    whole = study.run(config, tmp_path / "whole", "test")
+    real_save = checkpoint.save
+
+    def dying_save(path: Path, tensors: dict[str, Any], state: dict[str, Any]) -> None:
+        real_save(path, tensors, state)
+        if (
+            any("optimizer/" in name for name in tensors)
+            and state["compute"].get("seed3/rl")
+            and state["step"] == 1
+        ):
+            assert any(re.fullmatch(kept, name) for name in tensors)
+            if "lora.rank" in changes:
+                weights = {name for name in tensors if name.startswith(("model/", "warmup/"))}
+                assert all(".lora_" in name for name in weights), "what is frozen is not written"
+            raise Died
+
+    monkeypatch.setattr(checkpoint, "save", dying_save)
+    with pytest.raises(Died):
+        study.run(config, tmp_path / "broken", "test")
+    monkeypatch.undo()
+    study.resume(tmp_path / "broken")
+    assert numbers(tmp_path / "broken") == numbers(whole.folder.path)
+
+
 def test_a_run_that_dies_before_its_first_checkpoint_starts_again(
     unbroken: Path, tmp_path: Path, numbers: Numbers
 ) -> None:
@@ -190,6 +233,12 @@ def test_what_would_fail_late_fails_first(tmp_path: Path) -> None:
         ({"rl.recipe": "rloo"}, "has no KL term"),
         ({"rl.recipe": "ppo", "rl.kl": 0.0, "rl.clip_low": 0.1, "rl.tis": 2.0}, "old_logprobs"),
         ({"sft.loss": "psft"}, "sft.passes=1"),
+        (
+            {"rl.reward_parts.neat": 1.0},
+            "rl.reward_parts.neat: the task judges outcome, right, cards, formed",
+        ),
+        ({"rl.vision_lr": 0.1}, "rl.vision_lr=0.1: a model of text"),
+        ({"lora.rank": 2, "lora.targets": ["wq"]}, "lora.targets"),
         ({"task.eval.id": "CartPole-v1"}, "CartPole-v1"),
         ({"task.eval.id": "nomodule:Env-v0"}, "nomodule"),
         ({"model.name": "/no/such/model"}, "/no/such/model"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from types import MappingProxyType
 
@@ -29,11 +29,18 @@ class Experience:
     """What a critic expected before each turn, float ``[N]``."""
     gamma: float = 1.0
     lam: float = 1.0
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    """Where rewards are weighted sums: of what, each float64 ``[N]``."""
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def returns(self) -> Tensor:
         """The sum of each episode's rewards, float64 ``[E]``."""
-        return self.rewards.new_zeros(len(self.groups)).index_add_(0, self.episode, self.rewards)
+        return self.summed(self.rewards)
+
+    def summed(self, each: Tensor) -> Tensor:
+        """The sum of an episode's turns, ``[E]``, of a number a turn, float64 ``[N]``."""
+        return each.new_zeros(len(self.groups)).index_add_(0, self.episode, each)
 
     @property
     def episode(self) -> Tensor:
@@ -70,6 +77,19 @@ def batch_mean_std(experience: Experience) -> Advantages:
     return Advantages(each[experience.episode], None)
 
 
+def decoupled(experience: Experience) -> Advantages:
+    """Each part's return compared within its group by mean and deviation, their weighted sum by those of the batch
+    (GDPO, arXiv 2601.05242): a part that spreads little teaches as much as one that spreads widely."""
+    if not experience.parts:
+        raise UserError("parts is empty; the advantage 'decoupled' needs rewards made of parts")
+    total = experience.rewards.new_zeros(len(experience.groups))
+    for name, part in experience.parts.items():
+        compared = group_advantage(experience.summed(part), experience.groups, kind="mean_std")
+        total += experience.weights[name] * compared
+    everyone = torch.zeros_like(experience.groups)
+    return Advantages(group_advantage(total, everyone, kind="mean_std")[experience.episode], None)
+
+
 def gae(experience: Experience) -> Advantages:
     """Generalised advantage estimates over turns, then (A - mean) / deviation over the whole batch's turns.
 
@@ -96,6 +116,7 @@ ADVANTAGES: Mapping[str, Advantage] = MappingProxyType(
         "group_mean_std": _compared("mean_std"),
         "leave_one_out": _compared("leave_one_out"),
         "batch_mean_std": batch_mean_std,
+        "decoupled": decoupled,
         "gae": gae,
     }
 )
@@ -110,13 +131,16 @@ def experience(
     lam: float = 1.0,
     overlong: int = 0,
     max_length: int = 1,
+    weights: Mapping[str, float] | None = None,
 ) -> Experience:
-    """The turns of ``groups`` in order, their rewards less :func:`overlong_penalty`; groups may differ in size."""
+    """The turns of ``groups`` in order, their rewards less :func:`overlong_penalty`; groups may differ in size.
+
+    ``weights`` are those of the parts that :func:`~sftrl_fast.algo.rewards.weighed` made the rewards of.
+    """
     episodes: list[Episode] = [episode for group in groups for episode in group.episodes]
+    turns = [turn for episode in episodes for turn in episode.turns]
     rewards = [
-        turn.verdict.reward - overlong_penalty(len(turn.answer_ids), overlong, max_length)
-        for episode in episodes
-        for turn in episode.turns
+        turn.verdict.reward - overlong_penalty(len(turn.answer_ids), overlong, max_length) for turn in turns
     ]
     sizes = torch.tensor([len(group.episodes) for group in groups], dtype=torch.int64)
     offsets = [0, *accumulate(len(episode.turns) for episode in episodes)]
@@ -127,6 +151,8 @@ def experience(
         values,
         gamma,
         lam,
+        {name: torch.tensor([turn.verdict.parts[name] for turn in turns]).double() for name in weights or {}},
+        weights or {},
     )
 
 

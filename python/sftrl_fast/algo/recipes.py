@@ -47,6 +47,11 @@ class Recipe:
         _known("demonstrations", self.demonstrations, MIXINGS)
 
     @property
+    def weighs(self) -> bool:
+        """True if the surrogate weighs a token by its probability now over that when it was drawn."""
+        return self.surrogate != "reinforce"
+
+    @property
     def critic(self) -> bool:
         """True if a value head is trained beside the policy."""
         return self.advantage in CRITIC
@@ -64,9 +69,10 @@ OWN = (
 """Keys of ``rl`` whose default is the recipe's."""
 
 # Sources: ppo, arXiv 2501.17161 (Chu et al.) and its code; grpo, arXiv 2402.03300, eq. 3; dr_grpo, arXiv 2503.20783,
-# section 3.2; dapo, arXiv 2503.14476 (its buffer is a fifth of the longest answer); gspo, arXiv 2507.18071; rloo, arXiv
-# 2402.14740, 3.2; reinforce_pp, arXiv 2501.03262; cispo, arXiv 2506.13585, with the upper bound 5 of arXiv 2510.13786.
-# Hybrids: luffy, arXiv 2504.14945, on Dr. GRPO; chord and chord_phi, arXiv 2508.11408, on GRPO, mu falling or fixed.
+# section 3.2; dapo, arXiv 2503.14476 (its buffer is a fifth of the longest answer); gdpo, arXiv 2601.05242, on GRPO;
+# gspo, arXiv 2507.18071; rloo, arXiv 2402.14740, 3.2; reinforce_pp, arXiv 2501.03262; cispo, arXiv 2506.13585, with the
+# upper bound 5 of arXiv 2510.13786. Hybrids: luffy, arXiv 2504.14945, on Dr. GRPO; chord and chord_phi, arXiv
+# 2508.11408, on GRPO, mu falling or fixed.
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "ppo": Recipe(
@@ -78,6 +84,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "dapo": Recipe(
             "group_mean_std", "clip", "token_mean", "none", _own((0.2, 0.28), overlong=0.2, resample=3)
         ),
+        "gdpo": Recipe("decoupled", "clip", "sequence_mean", "k3", _own((0.2, 0.2))),
         "gspo": Recipe("group_mean_std", "clip_sequence", "sequence_mean", "none", _own((3e-4, 4e-4))),
         "rloo": Recipe("leave_one_out", "reinforce", "sequence_sum", "none", _own()),
         "reinforce_pp": Recipe("batch_mean_std", "clip", "token_mean", "k2", _own((0.2, 0.2))),
@@ -111,7 +118,8 @@ def resolved(settings: RLConfig) -> RLConfig:
     """``settings`` with the recipe's own values where keys of :data:`OWN` are unset; resolving again changes nothing.
 
     Raises :class:`UserError` for an unknown recipe, a key that is set and has no use in it, a penalty without an
-    estimator, groups too small to compare, and a correction of log-probabilities that are not computed.
+    estimator, groups too small to compare, a correction of log-probabilities that are not computed, and overlap that
+    nothing corrects for.
     """
     row, name = recipe(settings), settings.recipe
     changes: dict[str, Any] = {}
@@ -133,10 +141,20 @@ def resolved(settings: RLConfig) -> RLConfig:
         raise UserError(
             f"rl.group={settings.group}: the recipe {name!r} compares the episodes of an item; use 2 or more"
         )
+    if row.advantage == "decoupled" and not settings.reward_parts:
+        raise UserError(
+            f"rl.reward_parts is empty: the recipe {name!r} compares parts of the reward each for itself; name them, "
+            "such as rl.reward_parts.outcome=1 and rl.reward_parts.right=1"
+        )
     if settings.tis and settings.old_logprobs == "engine":
         raise UserError(
             f"rl.tis={settings.tis} weighs the trainer's log-probabilities against the engine's; it needs "
             "rl.old_logprobs = 'trainer'"
+        )
+    if settings.overlap and not settings.tis and not (row.weighs and settings.old_logprobs == "engine"):
+        raise UserError(
+            f"rl.overlap=true: the recipe {name!r} with rl.old_logprobs={settings.old_logprobs!r} does not correct for "
+            "answers of older weights; set rl.tis, such as 2, with rl.old_logprobs = 'trainer'"
         )
     return settings.model_copy(update=changes)
 

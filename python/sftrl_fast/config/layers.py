@@ -16,8 +16,9 @@ from sftrl_fast.core import UserError
 
 
 def preset_for(model: str) -> str | None:
-    """The shipped preset that is made for a model, None for a model without one."""
-    return next((name for name in presets() if load_config(preset=name).model.name == model), None)
+    """The shipped preset that is made for a model, None for a model with none or several."""
+    made = [name for name in presets() if load_config(preset=name).model.name == model]
+    return made[0] if len(made) == 1 else None
 
 
 def presets() -> list[str]:

@@ -35,6 +35,17 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
 
 
+class LoraConfig(Section):
+    """Low-rank adapters, trained by every arm in the place of the weights."""
+
+    rank: int = Field(0, ge=0, description="rank of each adapter; 0 trains the weights themselves")
+    alpha: float = Field(32.0, gt=0, description="an adapter's product is scaled by alpha / rank")
+    targets: tuple[str, ...] = Field(
+        (),
+        description="names of the linear layers that get one, e.g. q_proj, v_proj; empty: all but the output embedding",
+    )
+
+
 class TaskConfig(Section):
     train: str = Field("sftrl/points-text-train-v1", description="environment id whose items are trained on")
     eval: dict[str, str] = Field(
@@ -48,10 +59,15 @@ class TaskConfig(Section):
     )
     verify_iter: int = Field(5, ge=1, description="answers an episode may try, in training and in evaluation")
     options: dict[str, str | int | float | bool] = Field(
-        {}, description="further keyword arguments of the environments, e.g. rewards, target"
+        {}, description="further keyword arguments of the environments, e.g. rewards, target, reasoning"
     )
 
-    @field_validator("options")
+    train_options: dict[str, str | int | float | bool] = Field(
+        {},
+        description="the same for training alone, laid over options: e.g. phrasing, for a task in several wordings",
+    )
+
+    @field_validator("options", "train_options")
     @classmethod
     def _turns_have_their_own_key(
         cls, options: dict[str, str | int | float | bool]
@@ -62,12 +78,32 @@ class TaskConfig(Section):
 
     @property
     def env_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the evaluation environments."""
         return {"verify_iter": self.verify_iter, **self.options}
+
+    @property
+    def train_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the training environment."""
+        return {**self.env_kwargs, **self.train_options}
 
 
 class OptimizerConfig(Section):
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw", description="`adamw`: torch's; `adamw_8bit`: bitsandbytes', whose moments take a quarter"
+    )
+    master_weights: bool = Field(
+        False,
+        description="bfloat16: steps are taken on float32 copies of the weights, where small ones add up",
+    )
     lr: float = Field(1e-4, gt=0, description="peak learning rate of AdamW")
+    vision_lr: float | None = Field(
+        None, gt=0, description="with pictures: that of the vision tower; unset, lr"
+    )
+    projector_lr: float | None = Field(
+        None, gt=0, description="with pictures: that of what maps the tower to the language; unset, lr"
+    )
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's two decay rates")
+    eps: float = Field(1e-8, gt=0, description="AdamW's term for numerical stability")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this L2 norm")
     warmup_steps: int = Field(
@@ -113,8 +149,16 @@ class SFTConfig(OptimizerConfig):
     """The SFT arm; how long it trains is `compute.match`'s to say."""
 
     batch: int = Field(64, ge=1, description="demonstrations an optimizer step")
+    data: Literal["expert", "self"] = Field(
+        "expert",
+        description="whose right answers are shown: the expert's, or those of the model as the arm finds it, sampled "
+        "and verified (rejection sampling), which the compute ledger counts",
+    )
+    tries: int = Field(8, ge=1, description="self: answers sampled at each visit to an item")
+    temperature: float = Field(1.0, gt=0, description="self: their sampling temperature")
     resample: bool = Field(
-        False, description="draw a new solution for an item at each visit, not one for good"
+        False,
+        description="expert: draw a new solution for an item at each visit, not one for good; self always does",
     )
     loss: Literal["cross_entropy", "dft", "psft"] = Field(
         "cross_entropy",
@@ -136,13 +180,18 @@ class RLConfig(OptimizerConfig):
 
     recipe: str = Field(
         "grpo",
-        description="row of the algorithm table: ppo, grpo, dr_grpo, dapo, gspo, rloo, reinforce_pp, cispo; with "
+        description="row of the algorithm table: ppo, grpo, dr_grpo, dapo, gdpo, gspo, rloo, reinforce_pp, cispo; with "
         "demonstrations beside the samples luffy, chord, chord_phi",
     )
     updates: int = Field(40, ge=0, description="batches of episodes generated and trained on")
     prompts: int = Field(32, ge=1, description="items a batch")
     group: int = Field(16, ge=1, description="episodes of each item, G")
     epochs: int | None = Field(None, ge=1, description="passes over each batch of episodes; ppo 4, else 1")
+    overlap: bool = Field(
+        False,
+        description="draw the next batch in a thread while this one is trained on: by the weights of before the "
+        "update, for which the ratio corrects, and at the price of a copy of them",
+    )
     minibatches: int = Field(1, ge=1, description="optimizer steps a pass")
     temperature: float = Field(1.0, gt=0, description="sampling temperature of the rollouts")
     clip_low: float | None = Field(
@@ -163,6 +212,11 @@ class RLConfig(OptimizerConfig):
         None, description="how the divergence is estimated; grpo k3, reinforce_pp k2, else none"
     )
     entropy: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+    reward_parts: dict[str, float] = Field(
+        {},
+        description="weights of the parts that a reward is the sum of: outcome, the task's own reward; right; "
+        "recognised; what else the task judges (of cards: cards, formed). Empty: the task's reward",
+    )
     old_logprobs: Literal["engine", "trainer"] = Field(
         "engine",
         description="whose log-probabilities the ratio is taken against: the engine's, or the trainer's own, for which "
@@ -253,6 +307,11 @@ class ComputeConfig(Section):
     micro_batch_tokens: int = Field(
         16384, ge=1, description="tokens pushed through the model at once in training"
     )
+    trainer: Literal["auto", "native", "transformers"] = Field(
+        "auto",
+        description="whose code computes what is trained: `native`, the engine's kernels on a CPU, so that the policy "
+        "trained is the one sampled; `transformers`, its modules, for any model; `auto`: native where it can be",
+    )
 
 
 class CheckpointConfig(Section):
@@ -267,6 +326,7 @@ class Config(Section):
         (0,), min_length=1, description="seeds of data order and sampling; each runs all stages"
     )
     model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
     task: TaskConfig = TaskConfig()
     warmup: WarmupConfig = WarmupConfig()
     sft: SFTConfig = SFTConfig()

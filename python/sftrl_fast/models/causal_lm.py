@@ -7,7 +7,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sftrl_fast.core import UserError
-from sftrl_fast.models.packed import PackedTokens, hidden_states
+from sftrl_fast.models.forward_pass import hidden_states
+from sftrl_fast.models.packed import PackedTokens
 from sftrl_fast.ops.attention import PackedRows
 from sftrl_fast.ops.logprob import logprob
 
@@ -25,7 +26,7 @@ def token_logprobs(
 
     temperature: of the distribution both are taken under.
     """
-    hidden = hidden_states(model, tokens)[tokens.source]
+    hidden = hidden_states(model, tokens)
     weight = model.get_output_embeddings().weight
     return logprob(hidden, weight, tokens.targets, temperature=temperature)
 

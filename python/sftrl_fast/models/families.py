@@ -8,6 +8,9 @@ from typing import Any, cast
 from torch import nn
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
+from sftrl_fast.models import adapters
+from sftrl_fast.models.adapters import own_parameters
+
 FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Those whose angles depend on the position alone; `dynamic` and `longrope` change with the sequence's length."""
@@ -37,7 +40,7 @@ def _reasons(config: Any, model: Any) -> Iterator[str]:
     if config.hidden_act != "silu":
         yield f"its activation is {config.hidden_act!r}"
     yield from _odd_modules(model)
-    kinds = {(p.dtype, p.device) for p in model.parameters()}
+    kinds = {(p.dtype, p.device) for p in own_parameters(model)}
     if len(kinds) > 1:
         yield f"its weights are of several types or devices: {', '.join(sorted(map(str, kinds)))}"
     if any(p.device.type == "meta" for p in model.parameters()):
@@ -45,10 +48,12 @@ def _reasons(config: Any, model: Any) -> Iterator[str]:
 
 
 def _odd_modules(model: Any) -> Iterator[str]:
-    """Layers that were exchanged, as adapters and quantisers do, or that something was hooked onto."""
+    """Layers that were exchanged, as quantisers do, or that something was hooked onto."""
     for name, module in model.named_modules():
         plain = nn.Embedding if name.endswith("embed_tokens") else nn.Linear
-        if (name.endswith(("_proj", "lm_head", "embed_tokens"))) and type(module) is not plain:
+        if name.endswith(("lm_head", "embed_tokens")) and type(module) is not plain:
             yield f"{name} is a {type(module).__name__}"
+        if name.endswith("_proj") and (reason := adapters.why_not(module)):
+            yield f"{name} is {reason}"
         if module._forward_hooks or module._forward_pre_hooks:
             yield f"{name or 'the model'} has forward hooks"

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from sftrl_fast.core import UserError
 from sftrl_fast.models import mllama, tiny
+from sftrl_fast.models.adapters import FOLDER, is_adapted, merged, save_adapter
 from sftrl_fast.models.chat import Chat
 from sftrl_fast.models.vision import Vision
 
@@ -50,6 +52,11 @@ class LanguageModel:
     def max_context(self) -> int:
         """Tokens a row may have: the positions the model was built for."""
         return int(self.model.config.get_text_config().max_position_embeddings)
+
+    @property
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """What :data:`~sftrl_fast.models.vision.PARTS` name of the model; nothing for a model of text."""
+        return {} if self.vision is None else self.vision.parts(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -106,7 +113,7 @@ def load(name: str, *, dtype: str = "float32", device: str = "auto") -> Language
         missing = sorted(report["missing_keys"])
         raise UserError(f"model.name={name!r} lacks {len(missing)} weights, such as {missing[0]}")
     # By way of Module: transformers' own wrapper of `to` has lost its signature for type checkers.
-    torch.nn.Module.to(model, torch_device)
+    nn.Module.to(model, torch_device)
     return LanguageModel(model, tokenizer, Chat(tokenizer, vision), vision)
 
 
@@ -114,6 +121,7 @@ def save(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, vision: Vision | None = None
 ) -> None:
     """Write a folder that :func:`load` and any Hugging Face tool reads; it appears whole and on disk, or not at all.
+    Adapters go into the weights, and for themselves into the folder ``adapter``.
 
     What stands at ``folder`` is replaced once the new one is on disk, as is what a killed process left beside it.
     ``UserError`` if it cannot be written.
@@ -124,11 +132,15 @@ def save(
         for leftover in (made, old):
             if leftover.exists():
                 shutil.rmtree(leftover)
-        model.save_pretrained(made)
+        if is_adapted(model):
+            model.save_pretrained(made, state_dict=merged(model))
+            save_adapter(model, made / FOLDER)
+        else:
+            model.save_pretrained(made)
         tokenizer.save_pretrained(made)
         if vision is not None:
             vision.save(made)
-        for path in (*made.iterdir(), made):
+        for path in (*made.rglob("*"), made):
             _sync(path)
         if folder.exists():
             folder.rename(old)

@@ -42,7 +42,7 @@ class PackedTokens:
 
 
 def hidden_states(model: PreTrainedModel, tokens: PackedTokens) -> Tensor:
-    """The decoder's last hidden states, ``[T, D]``.
+    """The decoder's last hidden state of each of ``tokens.source``, ``[N, D]``.
 
     Raises ``UserError`` for a model that cannot be packed: attention dropout, or a window shorter than a row.
     """
@@ -60,7 +60,7 @@ def hidden_states(model: PreTrainedModel, tokens: PackedTokens) -> Tensor:
         arguments |= tokens.pictures.vision.packed(model, tokens)
     output = model.get_decoder()(**arguments)
     hidden: Tensor = output.last_hidden_state
-    return hidden[0]
+    return hidden[0, tokens.source]
 
 
 def _attention(

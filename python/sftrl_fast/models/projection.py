@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from sftrl_fast.models.adapters import weight
 from sftrl_fast.ops.dispatch import choose
 from sftrl_fast.ops.linear import PackedLinear, pack_linear
 
 
 class Projection:
-    """The outputs of linear layers side by side, ``[T, N1 + N2 + ...]``.
+    """The outputs of linear layers, adapted or not, side by side: ``[T, N1 + N2 + ...]``.
 
     Where the implementation copies weights into a form of its own, they become one matrix; where it refers to them,
     they stay what they are, so that nothing is held twice.
     """
 
-    def __init__(self, modules: list[nn.Linear]) -> None:
-        weights: list[Tensor] = [module.weight for module in modules]
-        biases = [module.bias for module in modules]
-        if choose("linear", tensor=weights[0]) == "torch":
-            self._parts = [pack_linear(*pair) for pair in zip(weights, biases, strict=True)]
-        else:
-            self._parts = [_joined(weights, biases)]
+    def __init__(self, modules: list[Any]) -> None:
+        self._joins = choose("linear", tensor=modules[0].weight) != "torch"
+        self._parts = [pack_linear(*part) for part in self._read(modules)]
+
+    def update(self, modules: list[Any]) -> None:
+        """Take the values of the same layers as they are now, into the memory that is there."""
+        for part, pair in zip(self._parts, self._read(modules), strict=True):
+            part.update(*pair)
+
+    def _read(self, modules: list[Any]) -> list[tuple[Tensor, Tensor | None]]:
+        with torch.no_grad():
+            pairs: list[tuple[Tensor, Tensor | None]] = [(weight(module), module.bias) for module in modules]
+        return [_joined(*zip(*pairs, strict=True))] if self._joins else pairs
 
     @property
     def packed(self) -> PackedLinear:
@@ -38,9 +46,9 @@ class Projection:
 
 
 @torch.no_grad()
-def _joined(weights: list[Tensor], biases: Sequence[Tensor | None]) -> PackedLinear:
+def _joined(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
     bias = None
     if any(part is not None for part in biases):
         parts = zip(weights, biases, strict=True)
         bias = torch.cat([weight.new_zeros(len(weight)) if own is None else own for weight, own in parts])
-    return pack_linear(weights[0] if len(weights) == 1 else torch.cat(weights), bias)
+    return weights[0] if len(weights) == 1 else torch.cat(list(weights)), bias

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from sftrl_fast.models.causal_lm import CausalLM
-from sftrl_fast.models.packed import PackedTokens, hidden_states
+from sftrl_fast.models.forward_pass import hidden_states
+from sftrl_fast.models.packed import PackedTokens
 from sftrl_fast.ops.logprob import logprob
 
 
@@ -34,7 +35,7 @@ def logprobs_and_values(
     ``first`` are places in ``tokens.targets``, int64: the first token of each answer. The value is taken where that
     token is predicted from, so it knows the question and nothing of the answer.
     """
-    hidden = hidden_states(model, tokens)[tokens.source]
+    hidden = hidden_states(model, tokens)
     weight = model.get_output_embeddings().weight
     logp, entropy = logprob(hidden, weight, tokens.targets, temperature=temperature)
     return logp, entropy, head(hidden[first])

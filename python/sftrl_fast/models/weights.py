@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import nn
@@ -11,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from sftrl_fast.ops.fingerprint import fingerprint
 
 _optimizer_steps = 0
+_counter: Callable[[torch.Tensor], int] = attrgetter("_version")
 
 
 def _count_step(*_arguments: Any) -> None:
@@ -27,12 +31,12 @@ class WeightsWatch:
     No counter of torch's sees every change: a tensor's own (``_version``) misses fused optimizers and writes through
     ``.data``. So :meth:`changed` compares those counters, the places of the tensors and the number of optimizer steps
     taken in this process, which costs microseconds, and with ``thorough`` also a fingerprint of the values, which
-    reads every weight once.
+    reads every weight once. It keeps the parameters alive and not the model.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.version = 1
-        self._model = model
+        self._model = ref(model)
         self._parameters = list(model.parameters())
         self._signs = self._read()
         self._fingerprints = self._values()
@@ -42,8 +46,8 @@ class WeightsWatch:
 
         ``thorough`` also finds parameters that were exchanged for others.
         """
-        if thorough:
-            self._parameters = list(self._model.parameters())
+        if thorough and (model := self._model()) is not None:
+            self._parameters = list(model.parameters())
         signs = self._read()
         if signs == self._signs and not thorough:
             return False
@@ -54,8 +58,8 @@ class WeightsWatch:
         return not same
 
     def _read(self) -> tuple[list[int], list[int], int]:
-        places = [parameter.data_ptr() for parameter in self._parameters]
-        return places, [parameter._version for parameter in self._parameters], _optimizer_steps
+        places = list(map(torch.Tensor.data_ptr, self._parameters))
+        return places, list(map(_counter, self._parameters)), _optimizer_steps
 
     def _values(self) -> list[int]:
         with torch.no_grad():

@@ -184,6 +184,27 @@ class PackedRows:
         shared = torch.where(self.parent >= 0, lengths[self.parent.clamp_min(0).long()], 0)
         return int((lengths + shared).max()) if len(self.parent) else 0
 
+    @cached_property
+    def as_cache(self) -> CacheRows:
+        """The segments as sequences over a cache with a page a token, in which token t is page t.
+
+        A parent is its children's prefix, so that a sum over a row has the order it has in :func:`cached_attention`.
+        """
+        kept = self.offsets.diff() > 0
+        begin, length, parent = self.offsets[:-1][kept], self.offsets.diff()[kept], self.parent[kept]
+        first = torch.ones_like(kept[kept])
+        first[1:] = parent[1:] != parent[:-1]
+        shared = parent[first].clamp_min(0).long()
+        prefix_lengths = torch.where(parent[first] >= 0, self.offsets.diff()[shared], 0)
+        return CacheRows(
+            query_offsets=torch.cat([begin, self.offsets[-1:]]),
+            prefix_of=first.cumsum(0, dtype=torch.int32) - 1,
+            prefix_pages=_pages(self.offsets[shared], prefix_lengths),
+            prefix_lengths=prefix_lengths.int(),
+            own_pages=_pages(begin, length),
+            own_lengths=length,
+        )
+
     def check(self, tokens: int) -> None:
         """Raise :class:`UserError` unless the tables are sound for ``tokens`` tokens; once a batch, not a layer."""
         segments = len(self.parent)
@@ -204,6 +225,12 @@ class PackedRows:
             raise UserError("rows.parent: needed: -1 or an earlier segment")
         if bool(child[self.parent[child].long()].any()):
             raise UserError("rows.parent: needed: a parent that has no parent itself")
+
+
+def _pages(begin: Tensor, lengths: Tensor) -> Tensor:
+    """Page tables int32 ``[S, longest]`` of sequences with a page a token; entries beyond a length are not read."""
+    longest = int(lengths.max()) if len(lengths) else 0
+    return begin.unsqueeze(1) + torch.arange(longest, dtype=torch.int32, device=begin.device)
 
 
 def packed_attention(

@@ -84,8 +84,8 @@ class Implementation:
         return of_triton and tensor.device.type == "cpu" and interpreting()
 
 
-def _cpp(target: str) -> Implementation:
-    return Implementation(f"sftrl_fast.ops.cpp.{target}", _no_extension, "cpu", HALF_AND_SINGLE)
+def _cpp(target: str, dtypes: tuple[torch.dtype, ...] = HALF_AND_SINGLE) -> Implementation:
+    return Implementation(f"sftrl_fast.ops.cpp.{target}", _no_extension, "cpu", dtypes)
 
 
 def _triton(target: str) -> Implementation:
@@ -109,9 +109,14 @@ OPS: dict[str, dict[str, Implementation]] = {
     },
     "group_advantage": {
         "triton": _triton("advantage:group_advantage_triton"),
+        "cpp": _cpp("advantage:group_advantage_cpp", ()),
         "torch": _torch("advantage:group_advantage_torch"),
     },
-    "gae": {"triton": _triton("advantage:gae_triton"), "torch": _torch("advantage:gae_torch")},
+    "gae": {
+        "triton": _triton("advantage:gae_triton"),
+        "cpp": _cpp("advantage:gae_cpp", ()),
+        "torch": _torch("advantage:gae_torch"),
+    },
     "sample": {
         "triton": _triton("sample:sample_triton"),
         "cpp": _cpp("sample:sample_cpp"),
@@ -134,11 +139,19 @@ OPS: dict[str, dict[str, Implementation]] = {
         "cpp": _cpp("rms_norm:rms_norm_cpp"),
         "torch": _torch("rms_norm:rms_norm_torch"),
     },
+    "rms_norm_backward": {
+        "cpp": _cpp("rms_norm:rms_norm_backward_cpp"),
+        "torch": _torch("rms_norm:rms_norm_backward_torch"),
+    },
     "linear": {"cpp": _cpp("linear:CppLinear"), "torch": _torch("linear:TorchLinear")},
     "swiglu": {
         "triton": _triton("swiglu:swiglu_triton"),
         "cpp": _cpp("swiglu:swiglu_cpp"),
         "torch": _torch("swiglu:swiglu_torch"),
+    },
+    "swiglu_backward": {
+        "cpp": _cpp("swiglu:swiglu_backward_cpp"),
+        "torch": _torch("swiglu:swiglu_backward_torch"),
     },
     "rope_cache": {
         "triton": _triton("rope_cache:rope_cache_triton"),
@@ -146,13 +159,11 @@ OPS: dict[str, dict[str, Implementation]] = {
         "torch": _torch("rope_cache:rope_cache_torch"),
     },
     "image_tiles": {
-        "cpp": Implementation(
-            "sftrl_fast.ops.cpp.image_tiles:image_tiles_cpp", _no_extension, "cpu", (torch.uint8,)
-        ),
+        "cpp": _cpp("image_tiles:image_tiles_cpp", (torch.uint8,)),
         "torch": _torch("image_tiles:image_tiles_torch"),
     },
     "fingerprint": {
-        "cpp": Implementation("sftrl_fast.ops.cpp.fingerprint:fingerprint_cpp", _no_extension, "cpu"),
+        "cpp": _cpp("fingerprint:fingerprint_cpp", ()),
         "torch": _torch("fingerprint:fingerprint_torch"),
     },
 }

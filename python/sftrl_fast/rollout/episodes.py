@@ -214,6 +214,7 @@ class _Dialogue:
             right=bool(judged.right[place]),
             first_try=not self.episode.turns if first is None else bool(first[place]),
             recognised=None if judged.recognised is None else bool(judged.recognised[place]),
+            parts={name: float(values[place]) for name, values in judged.parts.items()},
         )  # fmt: skip
         self.episode.turns.append(
             Turn(

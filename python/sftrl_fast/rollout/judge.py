@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Lock
@@ -35,6 +35,8 @@ class Judgement:
     """None where the environment does not say: an item is one decision there."""
     recognised: npt.NDArray[np.bool_] | None = None
     """None where the environment does not judge reading apart."""
+    parts: Mapping[str, npt.NDArray[np.floating]] = field(default_factory=dict)
+    """The environment's ``reward_parts``."""
 
 
 class RowEnvs(Protocol):
@@ -176,6 +178,7 @@ class _WholeVector(_VectorEnvs):
             judged.success[rows], judged.outcome[rows], judged.right[rows],
             None if judged.first_try is None else judged.first_try[rows],
             None if judged.recognised is None else judged.recognised[rows],
+            {name: values[rows] for name, values in judged.parts.items()},
         )  # fmt: skip
 
 
@@ -193,6 +196,8 @@ def _judgement(
         np.asarray(infos.get("right", infos["success"])),
         np.asarray(infos["first_try"]) if "first_try" in infos else None,
         np.asarray(infos["recognised"]) if "recognised" in infos else None,
+        # Gymnasium puts a mask `_name` beside each array it gathers.
+        {name: np.asarray(values) for name, values in infos.get("reward_parts", {}).items() if name[0] != "_"},
     )  # fmt: skip
 
 
@@ -212,7 +217,8 @@ class _SingleEnvs(RowEnvs):
     def _step(self, row: int, answer: str) -> Judgement:
         observation, reward, terminated, truncated, info = self._envs[row].step(answer)
         kept = ("success", "outcome", "right", "first_try", "recognised")
-        one = {key: [info[key]] for key in kept if key in info}
+        one: dict[str, Any] = {key: [info[key]] for key in kept if key in info}
+        one["reward_parts"] = {name: [value] for name, value in info.get("reward_parts", {}).items()}
         return _judgement([row], [observation], [float(reward)], [terminated], [truncated], one)
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ class Compute:
     parameters: int
     """``N``, every parameter of the model, embeddings included."""
     samples: int = 0
-    """Demonstrations shown (each visit counts) in SFT, episodes sampled in RL."""
+    """Demonstrations shown (each visit counts) and episodes sampled."""
     trained_tokens: int = 0
     """The algorithm's tokens: each row's prompt and answer, once for every time the row is trained on."""
     generated_tokens: int = 0

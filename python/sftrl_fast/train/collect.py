@@ -52,5 +52,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "truncated": float(np.mean([not turn.stopped for turn in turns])),
         "mixed_groups": sum(not tied(group) for group in groups) / len(groups),
     }
+    for name in {name: None for turn in turns for name in turn.verdict.parts}:
+        metrics[f"reward/{name}"] = sum(turn.verdict.parts.get(name, 0.0) for turn in turns) / len(episodes)
     read = recognition(episodes)
     return metrics if read is None else metrics | {"recognition": read}

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from sftrl_fast.algo.demonstrations import MIXINGS
 from sftrl_fast.algo.recipes import Recipe
+from sftrl_fast.algo.rewards import weighed
 from sftrl_fast.config import Config
 from sftrl_fast.core import Group, Row, TaskEnv
 from sftrl_fast.evaluate import task_env
@@ -56,7 +57,7 @@ def demonstrated(
     if mixing is None or count is None:
         return groups, []
     shown = run_episodes(
-        Reciter(task_env(config.task.train, config.task.env_kwargs), language.chat),
+        Reciter(task_env(config.task.train, config.task.train_kwargs), language.chat),
         language.chat,
         config.task.train,
         [group.index for group in groups],
@@ -64,9 +65,10 @@ def demonstrated(
         params=SamplingParams(config.rollout.max_new_tokens),
         seed=0,
         step=0,
-        env_kwargs=config.task.env_kwargs,
+        env_kwargs=config.task.train_kwargs,
         max_context=language.max_context,
     )
+    shown = weighed(shown, config.rl.reward_parts)
     for episode in (episode for group in shown for episode in group.episodes):
         episode.demonstrated = True
     if not mixing.compared:

@@ -113,11 +113,14 @@ def micro_batches(
 def _pack(
     rows: Sequence[Row], families: Sequence[Sequence[int]], device: torch.device, vision: Vision | None
 ) -> TokenBatch:
-    """Each family is rows of one prompt: the prompt as a segment of its own, then what each row adds to it."""
+    """Each family is rows of one prompt: the prompt as a segment of its own, then what each row adds to it.
+
+    So is a sampled row that stands alone: the engine's cache was cut there, and equal cuts give equal bits.
+    """
     packer = _Packer()
     for members in families:
         first = rows[members[0]]
-        shared = first.prompt if len(members) > 1 else 0
+        shared = first.prompt if len(members) > 1 or first.sampled_logprobs else 0
         seen = first.prompt_images if shared else 0
         parent = packer.segment(first.ids[:shared], 0, -1, first.images[:seen]) if shared else -1
         for index in members:

@@ -52,7 +52,7 @@ def pretrain_pictures(config: PretrainConfig, progress: Progress) -> LanguageMod
                 parameter.fill_(OPEN_GATE)
     rng = np.random.default_rng(digest("pretrain", config.corpus, config.seed))
     dialogues = corpora.stream(config.corpus, rng)
-    optimizer = Optimizer(language.model, config.optimizer)
+    optimizer = Optimizer(language.model, config.optimizer, parts=language.parts)
     language.model.train()
     progress.stage("dialogues", config.steps)
     for step in range(config.steps):
@@ -73,7 +73,7 @@ def teach_to_read(
     model.train()
     reader = nn.Linear(model.config.text_config.hidden_size, _classes(stream))
     parts = nn.ModuleList([model.model.vision_model, model.model.multi_modal_projector, reader])
-    optimizer = Optimizer(parts, config.optimizer)
+    optimizer = Optimizer(parts, config.optimizer, parts=language.parts)
     right = 0.0
     progress.stage("reading", config.reading_steps)
     for step in range(config.reading_steps):

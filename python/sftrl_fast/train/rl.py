@@ -29,16 +29,16 @@ from sftrl_fast.core import Group, Row
 from sftrl_fast.models.causal_lm import CausalLM, token_logprobs
 from sftrl_fast.models.load import LanguageModel
 from sftrl_fast.models.value_head import ValueHead
-from sftrl_fast.rollout.episodes import run_episodes
-from sftrl_fast.rollout.request import Engine, SamplingParams
+from sftrl_fast.rollout.request import Engine
 from sftrl_fast.runtime.compute import Compute
 from sftrl_fast.tasks.seeding import digest
-from sftrl_fast.train.batches import draw_items
-from sftrl_fast.train.collect import collect, rollout_metrics
+from sftrl_fast.train.ahead import Ahead
+from sftrl_fast.train.collect import rollout_metrics
 from sftrl_fast.train.demonstrations import demonstrated
 from sftrl_fast.train.guard import Guard, check_finite
 from sftrl_fast.train.optimizer import Optimizer
 from sftrl_fast.train.pack import TokenBatch, episode_rows, micro_batches
+from sftrl_fast.train.sample import Batch, Sampler
 from sftrl_fast.train.score import outputs, score
 
 MEANS = ("entropy", "clipped", "ratio_mean", "kl", "engine_gap")
@@ -59,6 +59,8 @@ class RLArm:
     compute: Compute
     guard: Guard
     head: ValueHead | None = None
+    ahead: Ahead | None = None
+    """With ``rl.overlap``: who draws the next batch meanwhile."""
 
     def __post_init__(self) -> None:
         self.config = self.config.model_copy(update={"rl": resolved(self.config.rl)})
@@ -67,9 +69,10 @@ class RLArm:
         """Update number ``step``; ``done`` is the share of the arm that lies behind. Returns its metrics."""
         settings = self.config.rl
         row = recipe(settings)
-        groups, dropped = self._rollout(step)
-        metrics = rollout_metrics(groups) | {"dropped_groups": dropped}
-        groups, apart = demonstrated(groups, row, self.config, self.language)
+        batch = self._rollout(step)
+        metrics = rollout_metrics(batch.groups) | {"dropped_groups": batch.dropped}
+        metrics["staleness"] = batch.staleness
+        groups, apart = demonstrated(batch.groups, row, self.config, self.language)
         mu = share(settings, step)
         skipped, taken = self.guard.skipped, list[dict[str, float]]()
         name = f"seed{self.seed}-rl-{step}"
@@ -89,38 +92,11 @@ class RLArm:
         mixed = {} if mu is None else {"mu": mu}
         return metrics | _update_metrics(taken) | mixed | {"skipped": self.guard.skipped - skipped}
 
-    def _rollout(self, step: int) -> tuple[list[Group], int]:
-        settings = self.config.rl
-
-        def draw(again: int) -> list[int]:
-            key = f"seed{self.seed}/rl" + (f"/again{again}" if again else "")
-            return [item for item, _ in draw_items(self.num_items, settings.prompts, key, step)]
-
-        return collect(draw, partial(self._sample, step), settings.resample or 0)
-
-    def _sample(self, step: int, items: Sequence[int], again: int) -> list[Group]:
-        settings = self.config.rl
-        before = self.engine.counters.executed_tokens
-        groups = run_episodes(
-            self.engine,
-            self.language.chat,
-            self.config.task.train,
-            items,
-            group_size=settings.group,
-            params=SamplingParams(self.config.rollout.max_new_tokens, settings.temperature),
-            # An item that comes up in two rounds of one step is answered anew.
-            seed=digest("again", self.seed, again) >> 1 if again else self.seed,
-            step=step,
-            env_kwargs=self.config.task.env_kwargs,
-            max_context=self.language.max_context,
-        )
-        episodes = [episode for group in groups for episode in group.episodes]
-        self.compute.generate(
-            sum(episode.num_tokens for episode in episodes),
-            self.engine.counters.executed_tokens - before,
-            samples=len(episodes),
-        )
-        return groups
+    def _rollout(self, step: int) -> Batch:
+        sampler = Sampler(self.engine, self.language, self.config, self.seed, self.num_items)
+        batch = sampler.batch(step) if self.ahead is None else self.ahead.batch(sampler, step)
+        self.compute += batch.spent
+        return batch
 
     def _judge(self, groups: Sequence[Group], rows: Sequence[Row], row: Recipe) -> list[Row]:
         """``rows`` with the advantage of each turn, and with what the policy and the critic say before the update."""
@@ -150,6 +126,7 @@ class RLArm:
             lam=1.0 if settings.lam is None else settings.lam,
             overlong=round((settings.overlong or 0.0) * longest),
             max_length=longest,
+            weights=settings.reward_parts,
         )
         found = ADVANTAGES[row.advantage](known)
         advantages = found.advantage.tolist()

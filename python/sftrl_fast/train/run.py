@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from sftrl_fast.algo.recipes import recipe, resolved
+from sftrl_fast.algo.rewards import check_parts
 from sftrl_fast.algo.sft_losses import PROXIMAL
 from sftrl_fast.config import Config, load_config
 from sftrl_fast.core import Observation, UserError
 from sftrl_fast.evaluate import evaluate_set, load_configured, make_engine, task_env, why_not_native
 from sftrl_fast.models.causal_lm import check_head
+from sftrl_fast.models.forward_pass import choose_pass
 from sftrl_fast.models.load import LanguageModel, save
 from sftrl_fast.models.value_head import ValueHead
 from sftrl_fast.runtime import checkpoint
@@ -32,8 +34,11 @@ from sftrl_fast.runtime.progress import Progress
 from sftrl_fast.runtime.samples import write_samples
 from sftrl_fast.runtime.stop import StopSignal
 from sftrl_fast.tasks.seeding import digest
+from sftrl_fast.train.ahead import Ahead
 from sftrl_fast.train.guard import LIMIT, Guard
 from sftrl_fast.train.optimizer import Optimizer
+from sftrl_fast.train.optimizer import check as check_optimizer
+from sftrl_fast.train.own_answers import Author, OwnAnswers
 from sftrl_fast.train.rl import RLArm
 from sftrl_fast.train.sft import Demonstrations, SFTArm
 from sftrl_fast.train.state import RunState, Stage, plan
@@ -82,19 +87,28 @@ def _fingerprint(config: Config) -> int:
 def _load(config: Config) -> LanguageModel:
     language = load_configured(config)
     if config.model.gradient_checkpointing:
-        language.model.gradient_checkpointing_enable()
+        # transformers' newer name of it, where there is one: the older one warns there.
+        old = language.model.gradient_checkpointing_enable
+        getattr(language.model, "activation_checkpointing_enable", old)()
+        # Its hook on the embeddings is for adapters; a model with hooks is none that the kernels cover.
+        language.model.disable_input_require_grads()
     return language
 
 
 def _check(config: Config, language: LanguageModel) -> None:
-    """Find what would fail late: an unknown recipe, environments that cannot be made, prompts that do not fit."""
+    """Find what would fail late: an optimizer or environments that cannot be made, prompts that do not fit."""
+    for arm, settings in (("warmup", config.warmup), ("sft", config.sft), ("rl", config.rl)):
+        try:
+            check_optimizer(language.model, settings, language.parts)
+        except UserError as error:
+            raise UserError(f"{arm}.{error}") from None
     for arm, sft in (("warmup", config.warmup), ("sft", config.sft)):
         if sft.loss in PROXIMAL and sft.passes < 2:
             raise UserError(
                 f"{arm}.passes={sft.passes}: {sft.loss!r} needs 2 or more; with 1 it is cross_entropy"
             )
     for key, env_id in [("train", config.task.train), *config.task.eval.items()]:
-        env = task_env(env_id, config.task.env_kwargs)
+        env = task_env(env_id, config.task.train_kwargs if key == "train" else config.task.env_kwargs)
         if env.num_items == 0:
             raise UserError(f"task {key}={env_id!r} holds no items")
         observation, _ = env.reset(options={"index": 0})
@@ -102,6 +116,9 @@ def _check(config: Config, language: LanguageModel) -> None:
         prompt = language.chat.prompt_ids(shown.text, shown.image)
         if key == "train":
             check_head(language.model, language.chat.prompt_ids(shown.text))
+            right = env.demonstration(0)
+            *_, info = env.step(right if isinstance(right, str) else right[0])
+            check_parts(config.rl.reward_parts, info)
         tokens = len(prompt) + config.rollout.max_new_tokens
         if tokens > language.max_context:
             raise UserError(
@@ -123,7 +140,7 @@ class Run:
     ) -> None:
         self.config, self.folder, self.language, self.state = config, folder, language, state
         self.engine = make_engine(language, config)
-        self.parameters = dict(language.model.named_parameters())
+        self.parameters = {name: p for name, p in language.model.named_parameters() if p.requires_grad}
         self.base = self._snapshot()
         self.warmup: dict[str, Tensor] = {}
         self.optimizer: Optimizer | None = None
@@ -133,11 +150,14 @@ class Run:
         self.tokens_shown = 0
         self._optimizer_tensors: dict[str, Tensor] = {}
         self._head_tensors: dict[str, Tensor] = {}
+        self.ahead: Ahead | None = None
+        self._ahead_tensors: dict[str, Tensor] = {}
         if tensors is not None:
             self._restore(_part(tensors, "model/"))
             self.warmup = _part(tensors, "warmup/")
             self._optimizer_tensors = _part(tensors, "optimizer/")
             self._head_tensors = _part(tensors, "value_head/")
+            self._ahead_tensors = _part(tensors, "ahead/")
 
     def go(self) -> RunResult:
         """Run the stages that are left."""
@@ -146,9 +166,16 @@ class Run:
             self.stop = stack.enter_context(StopSignal())
             self.log = stack.enter_context(MetricsLog(self.folder))
             self.progress = stack.enter_context(Progress())
+            stack.callback(self._end_ahead)
             self.log.truncate(self.state.metrics_position)
             if not self.state.metrics_position:
-                self.log.write({"engine": self.engine.name, "why_not_native": why_not_native(self.language)})
+                self.log.write(
+                    {
+                        "engine": self.engine.name,
+                        "why_not_native": why_not_native(self.language),
+                        "trainer": choose_pass(self.language.model),
+                    }
+                )
             while self.state.stage < len(stages):
                 stage = stages[self.state.stage]
                 finished = self._train(stage) if stage.kind == "train" else self._evaluate(stage)
@@ -156,6 +183,7 @@ class Run:
                     self.state.stage += 1
                     self.state.step = 0
                     self.optimizer = self.head = None
+                    self._end_ahead()
                 self._save()
                 if self.stop.requested and self.state.stage < len(stages):
                     return RunResult(self.folder, self.config, self.state, stopped=True)
@@ -214,8 +242,9 @@ class Run:
         settings = {"warmup": self.config.warmup, "sft": self.config.sft, "rl": self.config.rl}[stage.arm]
         if stage.arm == "rl" and recipe(self.config.rl).critic:
             self.head = ValueHead(self.language.model)
+        parts, head_lr = self.language.parts, self.config.rl.value_lr
         self.optimizer = Optimizer(
-            self.language.model, settings, head=self.head, head_lr=self.config.rl.value_lr
+            self.language.model, settings, parts=parts, head=self.head, head_lr=head_lr
         )
         if self.state.step and self.head is not None:
             self.head.load_state_dict(self._head_tensors)
@@ -224,29 +253,44 @@ class Run:
         self.language.model.train()
         spent = self.state.compute.get(stage.name) if self.state.step else None
         compute = Compute.from_dict(spent) if spent else Compute(self.language.num_parameters)
-        env = task_env(self.config.task.train, self.config.task.env_kwargs)
+        env = task_env(self.config.task.train, self.config.task.train_kwargs)
         assert stage.seed is not None
         if stage.arm == "rl":
+            if self.config.rl.overlap:
+                self.ahead = Ahead(
+                    self.language, self.config, self._ahead_tensors if self.state.step else None
+                )
             return RLArm(
                 self.language, self._reference(), self.engine, self.optimizer, self.config, stage.seed,
-                env.num_items, compute, self.guard, self.head,
+                env.num_items, compute, self.guard, self.head, self.ahead,
             )  # fmt: skip
         sft = self.config.warmup if stage.arm == "warmup" else self.config.sft
         demonstrations = Demonstrations(env, self.language.chat, sft, stage.name)
+        if sft.data == "self":
+            begun = self._frozen(self.base if stage.arm == "warmup" else self.warmup)
+            author = Author(replace(self.language, model=begun), self.config, compute)
+            demonstrations = OwnAnswers(env, author, sft, stage.name)
         return SFTArm(
             self.language, demonstrations, self.optimizer, self.config.compute.micro_batch_tokens, compute,
             self.guard,
         )  # fmt: skip
 
+    def _end_ahead(self) -> None:
+        if self.ahead is not None:
+            self.ahead.close()
+            self.ahead = None
+
     def _reference(self) -> Any:
         """The frozen warm-up model, or None if no KL term needs it."""
-        if not self.config.rl.kl:
-            return None
-        reference = copy.deepcopy(self.language.model).eval().requires_grad_(False)
+        return self._frozen(self.warmup) if self.config.rl.kl else None
+
+    def _frozen(self, tensors: dict[str, Tensor]) -> Any:
+        """A copy of the model with these weights, which no training changes."""
+        frozen = copy.deepcopy(self.language.model).eval().requires_grad_(False)
         with torch.no_grad():
-            for name, parameter in reference.named_parameters():
-                parameter.copy_(self.warmup[name])
-        return reference
+            for name, tensor in tensors.items():
+                frozen.get_parameter(name).copy_(tensor)
+        return frozen
 
     def _done(self, stage: Stage, spent: Compute) -> float:
         """The share of the arm that lies behind: of its steps, or for SFT of what the RL arm spent."""
@@ -311,6 +355,8 @@ class Run:
             tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.tensors().items()}
         if self.head is not None:
             tensors |= {f"value_head/{name}": tensor for name, tensor in self.head.state_dict().items()}
+        if self.ahead is not None:
+            tensors |= {f"ahead/{name}": tensor for name, tensor in self.ahead.tensors().items()}
         checkpoint.save(self.folder.checkpoint_path, tensors, self.state.to_dict())
         self.saved_at = time.monotonic()
 

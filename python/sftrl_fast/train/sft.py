@@ -32,6 +32,8 @@ class Demonstrations:
 
     def __init__(self, env: TaskEnv, chat: Chat, config: SFTConfig, key: str) -> None:
         self.env, self.chat, self.config, self.key = env, chat, config, key
+        self.facts: dict[str, float] = {}
+        """What a log wants to know of the last batch."""
         self._rows: dict[tuple[int, int], Row] = {}
 
     def batch(self, step: int) -> list[Row]:
@@ -148,7 +150,7 @@ class SFTArm:
             take = partial(self._optimize, rows, done)
             metrics = self.guard.attempt(f"{name}-{number}", rows, self.optimizer, take) or metrics
         epoch = (step + 1) * settings.batch / self.demonstrations.env.num_items
-        return metrics | {"epoch": epoch, "skipped": self.guard.skipped - skipped}
+        return metrics | self.demonstrations.facts | {"epoch": epoch, "skipped": self.guard.skipped - skipped}
 
     def _score(self, rows: list[Row]) -> list[Row]:
         scores = score(self.language.model, None, rows, self.max_tokens, vision=self.language.vision)

@@ -62,6 +62,8 @@ def test_rows_equal_the_scalar_environment(indices: list[int], script: list[list
             assert (observations[row], reward[row], terminated[row], truncated[row]) == step[:4]
             for key in ("success", "outcome", "attempts_left", "cards_ok", "index"):
                 assert infos[key][row] == step[4][key]
+            for name, value in step[4]["reward_parts"].items():
+                assert infos["reward_parts"][name][row] == value
             numerator, denominator = infos["value"][row]
             assert (f"{numerator}/{denominator}" if denominator else None) == step[4]["value"]
             over[row] = step[2] or step[3]
@@ -95,9 +97,10 @@ def test_a_finished_row_is_ignored_and_keeps_what_it_reached() -> None:
 def test_what_a_step_returns_is_not_changed_by_the_next() -> None:
     envs = two_rows(verify_iter=2)
     _, rewards, terminated, truncated, infos = envs.step(["?", "?"])
-    kept = [value.copy() for value in (rewards, terminated, truncated, *infos.values())]
+    given = (rewards, terminated, truncated, *infos.pop("reward_parts").values(), *infos.values())
+    kept = [value.copy() for value in given]
     envs.step([envs.demonstration(4), "?"])
-    for value, copy in zip((rewards, terminated, truncated, *infos.values()), kept, strict=True):
+    for value, copy in zip(given, kept, strict=True):
         assert (value == copy).all()
 
 

@@ -25,7 +25,8 @@ struct CachedAttentionArgs {
     std::int64_t sequences, prefix_stride, own_stride;
     std::int64_t query_heads, kv_heads, page_size, width;
     float scale;
-    DType dtype;  // of q, the caches and out
+    DType dtype;           // of q, the caches and out
+    float* lse = nullptr;  // [tokens, query_heads] if wanted: log2 of the sum of 2^(scale log2(e) q k)
 };
 SFTRL_KERNEL(cached_attention, CachedAttentionArgs)
 

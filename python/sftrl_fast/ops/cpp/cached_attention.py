@@ -11,12 +11,18 @@ from sftrl_fast.ops.cpp import DTYPE
 
 
 def cached_attention_cpp(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, rows: CacheRows, scale: float
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, rows: CacheRows, scale: float, lse: Tensor | None = None
 ) -> Tensor:
-    """Arguments as checked by :func:`sftrl_fast.ops.attention.cached_attention`."""
+    """Arguments as checked by :func:`sftrl_fast.ops.attention.cached_attention`.
+
+    ``lse``, float32 ``[T, Hq]``, is filled with the log2 of the sum of ``2 ** (scale * log2(e) * q k)`` over what a
+    query sees.
+    """
     q = q.contiguous()
     out = torch.empty_like(q)
-    tensors = (q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), out.data_ptr())
+    tensors = (
+        q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), out.data_ptr(), 0 if lse is None else lse.data_ptr()
+    )  # fmt: skip
     tables = (
         rows.query_offsets, rows.prefix_of, rows.prefix_pages, rows.prefix_lengths, rows.own_pages,
         rows.own_lengths,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sftrl_fast import _C
-from sftrl_fast.ops.cpp import DTYPE
+from sftrl_fast.ops.cpp import DTYPE, pages
 from sftrl_fast.ops.linear import PackedLinear
 
 
@@ -18,7 +18,7 @@ class CppLinear(PackedLinear):
     def _pack(self, weight: Tensor, bias: Tensor | None) -> None:
         n, k = self.shape
         if not hasattr(self, "panels"):
-            self.panels = torch.empty(_C.packed_size(n, k, DTYPE[self.dtype]), dtype=self.dtype)
+            self.panels = pages.empty(_C.packed_size(n, k, DTYPE[self.dtype]), self.dtype)
             self.bias = None if bias is None else torch.empty(n, dtype=self.dtype)
         weight = weight.contiguous()
         _C.pack_linear(weight.data_ptr(), self.panels.data_ptr(), n, k, DTYPE[self.dtype])

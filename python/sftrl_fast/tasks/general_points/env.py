@@ -25,6 +25,7 @@ from sftrl_fast.tasks.general_points.deal import PARTS, deal
 from sftrl_fast.tasks.general_points.expert import demonstrate
 from sftrl_fast.tasks.general_points.rules import FIRST_FACE, RULES, rank_names
 from sftrl_fast.tasks.general_points.verifier import REWARDS, Outcome, Verdicts, verify
+from sftrl_fast.tasks.phrasing import PHRASINGS, wording
 from sftrl_fast.tasks.spaces import LOOKS, AnyText, Observation, observation_space
 
 DEFAULT_SIZE = 1200
@@ -35,14 +36,20 @@ DEFAULT_SIZE = 1200
 BUDGET_USED_UP = -1.0
 
 
+def reward_parts(cards_ok: np.ndarray, outcome: np.ndarray) -> dict[str, np.ndarray]:
+    """1 or 0 for each answer: ``cards``, listed rightly; ``formed``, a formula that can be computed."""
+    return {"cards": cards_ok.astype(np.float64), "formed": (outcome != Outcome.MALFORMED).astype(np.float64)}
+
+
 class CardSet:
     """The items of one set and how they are asked, shown and judged.
 
     ``rule``, ``part``, ``with_face`` and ``every_order`` choose the hands, as
     :func:`~sftrl_fast.tasks.general_points.deal.deal` says, and come with the environment's id; so do ``look``,
     ``"text"`` or ``"image"``, and the picture's ``deck``. The user's own keywords: ``verify_iter``, answers an
-    episode may take, at least 1; ``rewards``, ``"exact"`` or ``"reference"``; ``target``; with pictures also
-    ``size``, pixels along a side. Anything else, and a target that no hand of the set reaches, raises
+    episode may take, at least 1; ``rewards``, ``"exact"`` or ``"reference"``; ``target``; ``phrasing``, a name of
+    :data:`~sftrl_fast.tasks.phrasing.PHRASINGS`; ``reasoning``, whether the answer works the formula out first; with
+    pictures also ``size``, pixels along a side. Anything else, and a target that no hand of the set reaches, raises
     :class:`~sftrl_fast.core.UserError`.
     """
 
@@ -58,6 +65,8 @@ class CardSet:
         verify_iter: int = 5,
         rewards: str = "exact",
         target: int = 24,
+        phrasing: str = "plain",
+        reasoning: bool = False,
         **unknown: object,
     ) -> None:
         check_choice("look", look, LOOKS)
@@ -65,18 +74,23 @@ class CardSet:
         if look == "image":
             self.size = self._checked_picture(deck, unknown.pop("size", DEFAULT_SIZE))
         for key, value in unknown.items():
-            known = "verify_iter, rewards, target" + (", size" if look == "image" else "")
+            known = "verify_iter, rewards, target, phrasing, reasoning" + (
+                ", size" if look == "image" else ""
+            )
             raise UserError(f"{key}={value!r} is no keyword of this task; it takes {known}")
         check_choice("rule", rule, tuple(RULES))
         check_choice("part", part, PARTS)
         check_choice("with_face", with_face, (None, True, False))
         check_choice("every_order", every_order, (True, False))
         check_choice("rewards", rewards, REWARDS)
+        check_choice("phrasing", phrasing, PHRASINGS)
+        check_choice("reasoning", reasoning, (True, False))
         check_at_least_one("verify_iter", verify_iter)
         if not is_whole(target):
             raise UserError(f"target={target!r} must be a whole number, such as 24")
         self.rule, self.part, self.rewards = RULES[rule], part, rewards
         self.verify_iter, self.target = int(verify_iter), int(target)
+        self.phrasing, self.reasoning = phrasing, reasoning
         self.items = deal(rule, self.target, part, with_face=with_face, every_order=every_order)
         """Ranks 1..13 in the order they lie, int64 ``[num_items, 4]``."""
         self.num_items = len(self.items)
@@ -98,12 +112,14 @@ class CardSet:
         """A right answer to item ``index``; ``draw`` picks among its solutions, the same one each time."""
         item = int(checked_indices("index", index, (), self.num_items))
         ranks = self.items[item].tolist()
-        return demonstrate(ranks, self.rule, self.target, key=(self.rule.name, self.part, item, draw))
+        key = (self.rule.name, self.part, item, draw)
+        return demonstrate(ranks, self.rule, self.target, key=key, steps=self.reasoning)
 
     def question(self, index: int) -> str:
         """The first user message of item ``index``."""
         ranks = self.items[index].tolist() if self.look == "text" else None
-        return prompt.question(ranks, self.rule, self.target)
+        words = wording(self.phrasing, prompt.WORDINGS, self.rule.name, self.part, int(index))
+        return prompt.question(ranks, self.rule, self.target, words, worked=self.reasoning)
 
     def picture(self, index: int) -> np.ndarray | None:
         """The table of item ``index``, uint8 ``[size, size, 3]``, read-only; None for a task of text."""
@@ -184,8 +200,8 @@ class GeneralPointsEnv(CardSet, gymnasium.Env[Observation, str]):
         """Judge the answer ``action``.
 
         ``info`` adds to that of :meth:`reset`: ``success``, ``outcome`` (:class:`~sftrl_fast.Outcome`),
-        ``cards_ok``, the verifier's ``message`` and the formula's ``value``, ``"n/d"`` or None; with pictures also
-        ``recognised``, the same as ``cards_ok``.
+        ``cards_ok``, the verifier's ``message``, the formula's ``value``, ``"n/d"`` or None, and
+        :func:`reward_parts`; with pictures also ``recognised``, the same as ``cards_ok``.
         Raises ``gymnasium.error.ResetNeeded`` when no episode is under way.
         """
         if not self._live:
@@ -206,6 +222,10 @@ class GeneralPointsEnv(CardSet, gymnasium.Env[Observation, str]):
             "cards_ok": bool(verdicts.cards_ok[0]),
             "message": message,
             "value": f"{numerator}/{denominator}" if denominator else None,
+            "reward_parts": {
+                name: float(values[0])
+                for name, values in reward_parts(verdicts.cards_ok, verdicts.outcome).items()
+            },
         }
         if self.look == "image":
             info["recognised"] = info["cards_ok"]

@@ -61,6 +61,32 @@ def random_formula(numbers: list[int], rng: np.random.Generator) -> Formula | No
     return terms[0]
 
 
+def worked(text: str) -> list[str]:
+    """The operations of a formula of ours one by one, innermost first: ``8/(3-8/3)`` is ``8/3=8/3``, ``3-(8/3)=1/3``,
+    ``8/(1/3)=24``. Fractions and negative values stand in parentheses. ``ZeroDivisionError`` as the arithmetic has it.
+    """
+    steps: list[str] = []
+    _value(ast.parse(text, mode="eval").body, steps)
+    return steps
+
+
+def _value(node: ast.expr, steps: list[str]) -> Fraction:
+    match node:
+        case ast.Constant(value=int() as value):
+            return Fraction(value)
+        case ast.BinOp(left, operation, right):
+            sides = [_value(left, steps), _value(right, steps)]
+            first, second = (Formula(side, _operand(side)) for side in sides)
+            step = join(first, _SYMBOLS[type(operation)], second)
+            steps.append(f"{step.text}={step.value}")
+            return step.value
+    raise ValueError(f"not a formula over whole numbers: {ast.unparse(node)}")
+
+
+def _operand(value: Fraction) -> str:
+    return str(value) if value >= 0 and value.denominator == 1 else f"({value})"
+
+
 def reorder(text: str, rng: np.random.Generator) -> str:
     """A formula of ours written anew: the two sides of each + and * change places by the toss of a coin."""
     return _reordered(ast.parse(text, mode="eval").body, rng).text

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 from sftrl_fast.core import UserError
 from sftrl_fast.tasks.arguments import check_answers, check_num_envs, check_options, checked_indices
 from sftrl_fast.tasks.general_points import prompt
-from sftrl_fast.tasks.general_points.env import BUDGET_USED_UP, CardSet
+from sftrl_fast.tasks.general_points.env import BUDGET_USED_UP, CardSet, reward_parts
 from sftrl_fast.tasks.general_points.verifier import Outcome
 from sftrl_fast.tasks.spaces import AnyText, Observation
 
@@ -83,8 +83,8 @@ class GeneralPointsVectorEnv(CardSet, gymnasium.vector.VectorEnv[Observations, S
         Rewards are float64, ``terminated`` and ``truncated`` bool, all ``[num_envs]``. ``infos`` holds
         ``success`` and ``cards_ok`` (bool), ``index``, ``outcome`` and ``attempts_left`` (int64), all
         ``[num_envs]``, and ``value`` (int64 ``[num_envs, 2]``: numerator and denominator, denominator 0 for
-        none); with pictures also ``recognised``, the same as ``cards_ok``. Raises ``gymnasium.error.ResetNeeded``
-        before the first ``reset``.
+        none), and :func:`~sftrl_fast.tasks.general_points.env.reward_parts`; with pictures also ``recognised``, the
+        same as ``cards_ok``. Raises ``gymnasium.error.ResetNeeded`` before the first ``reset``.
         """
         check_answers(actions, self.num_envs)
         live = np.flatnonzero(~(self._terminated | self._truncated))
@@ -139,6 +139,7 @@ class GeneralPointsVectorEnv(CardSet, gymnasium.vector.VectorEnv[Observations, S
             "outcome": self._outcome[rows].copy(),
             "cards_ok": self._cards_ok[rows].copy(),
             "value": self._value[rows].copy(),
+            "reward_parts": reward_parts(self._cards_ok[rows], self._outcome[rows]),
         }
         if self.look == "image":
             infos["recognised"] = infos["cards_ok"]

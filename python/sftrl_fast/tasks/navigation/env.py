@@ -14,6 +14,7 @@ from gymnasium.spaces import Space
 
 from sftrl_fast.core import UserError
 from sftrl_fast.tasks.arguments import check_at_least_one, check_choice, check_options, checked_indices
+from sftrl_fast.tasks.navigation import prompt
 from sftrl_fast.tasks.navigation.dataset import Route, Spot
 from sftrl_fast.tasks.navigation.expert import demonstrate
 from sftrl_fast.tasks.navigation.panorama import photograph
@@ -23,13 +24,14 @@ from sftrl_fast.tasks.navigation.rules import LANGUAGES
 from sftrl_fast.tasks.navigation.sets import SETS, load_routes
 from sftrl_fast.tasks.navigation.verifier import REWARDS, Outcome
 from sftrl_fast.tasks.navigation.walk import Walk
+from sftrl_fast.tasks.phrasing import PHRASINGS, wording
 from sftrl_fast.tasks.spaces import LOOKS, AnyText, Observation, observation_space
 
 HEADINGS = ("wrapped", "reference")
 SIZES = (64, 2400)
 """Least and largest side of a picture, in pixels."""
 
-_KEYWORDS = "verify_iter, rewards, headings, data"
+_KEYWORDS = "verify_iter, rewards, headings, data, phrasing, reasoning"
 _IMAGE_KEYWORDS = "size, views"
 
 
@@ -39,9 +41,10 @@ class RouteSet:
     ``look``, ``language`` and ``routes`` (a name of :data:`~sftrl_fast.tasks.navigation.sets.SETS`) come with the
     environment's id. The user's own keywords: ``verify_iter``, tries at each point, at least 1; ``rewards``,
     ``"exact"`` or ``"reference"``; ``headings``, ``"wrapped"`` or ``"reference"``, which does not wrap the change
-    of heading; ``data``, a folder of route files in place of the made-up cities. With pictures also ``size``, an
-    even number of pixels, and ``views``, ``"exact"`` or ``"reference"``, which looks in the published code's
-    directions. Anything else raises :class:`~sftrl_fast.core.UserError`.
+    of heading; ``data``, a folder of route files in place of the made-up cities; ``phrasing``, a name of
+    :data:`~sftrl_fast.tasks.phrasing.PHRASINGS`; ``reasoning``, whether an answer gives its reasons. With pictures
+    also ``size``, an even number of pixels, and ``views``, ``"exact"`` or ``"reference"``, which looks in the published
+    code's directions. Anything else raises :class:`~sftrl_fast.core.UserError`.
     """
 
     size = 448
@@ -57,6 +60,8 @@ class RouteSet:
         rewards: str = "exact",
         headings: str = "wrapped",
         data: str = "",
+        phrasing: str = "plain",
+        reasoning: bool = False,
         **unknown: object,
     ) -> None:
         check_choice("look", look, LOOKS)
@@ -70,6 +75,8 @@ class RouteSet:
         check_choice("routes", routes, SETS)
         check_choice("rewards", rewards, REWARDS)
         check_choice("headings", headings, HEADINGS)
+        check_choice("phrasing", phrasing, PHRASINGS)
+        check_choice("reasoning", reasoning, (True, False))
         check_choice("views", self.views, VIEWS)
         if type(self.size) is not int or self.size % 2 or not SIZES[0] <= self.size <= SIZES[1]:
             raise UserError(f"size={self.size!r} must be an even number of pixels, {SIZES[0]} to {SIZES[1]}")
@@ -78,6 +85,7 @@ class RouteSet:
             raise UserError(f"data={data!r} must be a folder's name, or empty for the made-up cities")
         self.look, self.language, self.rewards, self.data = look, LANGUAGES[language], rewards, data
         self.verify_iter, self.wrap = int(verify_iter), headings == "wrapped"
+        self.phrasing, self.reasoning = phrasing, reasoning
         self.routes: tuple[Route, ...] = load_routes(routes, data)
         self.num_items = len(self.routes)
         self.rail = lru_cache(maxsize=None)(self._rail)
@@ -100,7 +108,8 @@ class RouteSet:
 
     def demonstration(self, index: int, draw: int = 0) -> tuple[str, ...]:  # noqa: ARG002  (there is only one)
         """The right answers to item ``index``, one a point."""
-        return demonstrate(self.rail(int(checked_indices("index", index, (), self.num_items))))
+        item = int(checked_indices("index", index, (), self.num_items))
+        return demonstrate(self.rail(item), reasoning=self.reasoning)
 
     def observation(self, index: int, walk: Walk, text: str) -> Observation:
         """What the model is shown: ``text``, and with pictures the views where the walk along item ``index`` stands."""
@@ -120,7 +129,11 @@ class RouteSet:
 
     def walk(self, index: int) -> Walk:
         """A new walk along item ``index``."""
-        return Walk(self.rail(index), self.language, self.look, self.rewards, self.verify_iter)
+        return Walk(
+            self.rail(index), self.language, self.look, self.rewards, self.verify_iter,
+            wording(self.phrasing, prompt.WORDINGS, self.routes[index].city, self.routes[index].name),
+            prompt.WORKED_OUTPUT if self.reasoning else prompt.OUTPUT,
+        )  # fmt: skip
 
 
 class NavigationEnv(RouteSet, gymnasium.Env[Observation, str]):

@@ -22,6 +22,33 @@ you follow, and choose an action.
 [Output] JSON: {output}
 [Observations and actions]{views}
 {observation}"""
+WORDINGS = (
+    QUESTION,
+    """\
+[Instructions]
+{instructions}
+[Task] Follow these instructions through a city. Say at each point what is to be seen and which of them holds, and act.
+[Output] {output}, the action being forward(), stop() or turn_direction(x) with x out of {words}.
+[Observations and actions]{views}
+{observation}""",
+    """\
+You find your way through a city. This is the way:
+{instructions}
+At every point you are told what you observe. Answer as JSON, {output}.
+You can act by forward(), by turn_direction(x), x being one of {words}, and by stop().{views}
+{observation}""",
+    """\
+[Actions] turn_direction(x), x one of {words}; forward(); stop()
+[Way]
+{instructions}
+[Answer] JSON at each point of the way: {output}
+[What happens]{views}
+{observation}""",
+)
+"""Ways to ask the same; the first is the task's own, the last is kept from training."""
+WORKED_OUTPUT = (
+    '{"current observation": "...", "current instruction": "...", "reasoning": "...", "action": "..."}'
+)
 VIEWS = "\nA picture shows four views: in front and to the right above, behind and to the left below."
 FOUR_VIEWS = "You observe an image of 4 views"
 
@@ -29,13 +56,13 @@ REVISION = "You failed this trial because {message}. Answer with JSON: {output}"
 MOVED_ON = "A_{place} was {action}.\n"
 
 
-def question(rail: Rail, language: Language, look: str) -> str:
-    """The user's first turn."""
+def question(rail: Rail, language: Language, look: str, wording: str = QUESTION, output: str = OUTPUT) -> str:
+    """The user's first turn, in one of :data:`WORDINGS`."""
     lines = [f"{number}. {line}" for number, line in enumerate(rail.instructions, start=1)]
-    return QUESTION.format(
+    return wording.format(
         instructions="\n".join(lines),
         words=", ".join(language.words),
-        output=OUTPUT,
+        output=output,
         views=VIEWS if look == "image" else "",
         observation=observation(rail.steps[0], 0, look),
     )
@@ -49,15 +76,17 @@ def observation(step: Step, place: int, look: str) -> str:
     return f"O_{place + 1}: {seen}\nA_{place + 1}:"
 
 
-def answer(observed: str, instruction: str, action: str) -> str:
-    """The assistant's turn in the demanded shape."""
-    fields = {"current observation": observed, "current instruction": instruction, "action": action}
-    return json.dumps(fields, ensure_ascii=False)
+def answer(observed: str, instruction: str, action: str, reasoning: str = "") -> str:
+    """The assistant's turn in the demanded shape, with ``reasoning`` ahead of the action if there is some."""
+    fields = {"current observation": observed, "current instruction": instruction}
+    if reasoning:
+        fields["reasoning"] = reasoning
+    return json.dumps({**fields, "action": action}, ensure_ascii=False)
 
 
-def revision(message: str) -> str:
+def revision(message: str, output: str = OUTPUT) -> str:
     """The user's turn after a wrong answer, with another try left."""
-    return REVISION.format(message=message, output=OUTPUT)
+    return REVISION.format(message=message, output=output)
 
 
 def moved_on(place: int, action: str) -> str:

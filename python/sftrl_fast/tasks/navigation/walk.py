@@ -20,6 +20,10 @@ class Walk:
     look: str
     rewards: str
     verify_iter: int
+    wording: str = prompt.QUESTION
+    """How the question is put, one of ``prompt.WORDINGS``."""
+    output: str = prompt.OUTPUT
+    """The shape an answer is asked to have."""
     place: int = 0
     """Point of the rail, from 0."""
     attempts_left: int = 0
@@ -45,7 +49,7 @@ class Walk:
 
     def question(self) -> str:
         """The first user message."""
-        return prompt.question(self.rail, self.language, self.look)
+        return prompt.question(self.rail, self.language, self.look, self.wording, self.output)
 
     def answer(self, text: str) -> tuple[str, float]:
         """Take the model's answer; the next user message, empty when the walk is over, and the reward."""
@@ -56,7 +60,7 @@ class Walk:
         self.first_try = self.attempts_left == self.verify_iter
         self.attempts_left -= 1
         if not right and self.attempts_left:
-            return prompt.revision(verdict.message), verdict.reward
+            return prompt.revision(verdict.message, self.output), verdict.reward
         self.failed |= not right
         reward = verdict.reward if right else verdict.reward + BUDGET_USED_UP
         if self.place == len(self.rail.steps) - 1:
