@@ -267,9 +267,9 @@ def test_a_picture_goes_when_nobody_shows_it(four: LanguageModel) -> None:
     held = request(four, "Cards?", picture(56, 56, 2))
     engine.generate([Request(held.context, held.key, "a", held.images)], GREEDY)
     gc.collect()
-    assert len(engine._album._of_number) == 1
+    assert len(engine._album) == 1
     engine.close("a")
-    assert len(engine._album._of_number) == len(engine._album._of_image) == 0
+    assert len(engine._album) == 0
     assert engine.cache.free == engine.cache.pages
 
 

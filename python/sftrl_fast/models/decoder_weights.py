@@ -32,8 +32,10 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class CrossWeights:
-    """A layer that attends to pictures. The gates, ``[1]``, scale what it adds; norms refer to the model's tensors."""
+    """A layer that attends to pictures, number ``depth`` of those; norms refer to the model's tensors. The gates,
+    ``[1]``, scale what it adds."""
 
+    depth: int
     norm: Tensor
     q: Projection
     q_norm: Tensor
@@ -64,7 +66,9 @@ class DecoderWeights:
         self._bound = self._watch.version
         self._cos = self._sin = torch.empty(0, self.head_dim)
         self.layers = [_layer(layer) for layer in self._plain]
-        self.cross = [(place, _cross(layer)) for place, layer in _crossing(decoder)]
+        self.cross = [
+            (place, _cross(layer, depth)) for depth, (place, layer) in enumerate(_crossing(decoder))
+        ]
         """Layers that attend to pictures, each ahead of the one of ``layers`` with that number."""
 
     @classmethod
@@ -97,7 +101,7 @@ class DecoderWeights:
             raise UserError(f"the model is {came} now and was {dtype} on {device}: make a new engine")
         self.layers = [_layer(layer, old) for layer, old in zip(self._plain, self.layers, strict=True)]
         self.cross = [
-            (place, _cross(layer, old))
+            (place, _cross(layer, old.depth, old))
             for (place, layer), (_, old) in zip(_crossing(self._body), self.cross, strict=True)
         ]
         self._bound = self._watch.version
@@ -154,7 +158,7 @@ def _crossing(decoder: Any) -> list[tuple[int, Any]]:
     return found
 
 
-def _cross(layer: Any, old: CrossWeights | None = None) -> CrossWeights:
+def _cross(layer: Any, depth: int, old: CrossWeights | None = None) -> CrossWeights:
     attention, mlp = layer.cross_attn, layer.mlp
     modules = {
         "q": [attention.q_proj],
@@ -163,6 +167,7 @@ def _cross(layer: Any, old: CrossWeights | None = None) -> CrossWeights:
         "down": [mlp.down_proj],
     }
     return CrossWeights(
+        depth=depth,
         norm=layer.input_layernorm.weight.detach().contiguous(),
         q_norm=attention.q_norm.weight.detach().contiguous(),
         gate=layer.cross_attn_attn_gate.detach().tanh(),

@@ -188,9 +188,8 @@ class Mllama:
             _keys_and_values(layers[i].cross_attn, states)
             for i in model.config.text_config.cross_attention_layers
         ]
-        # Copies, so that a picture that goes gives its memory back.
         return [
-            Cells([(k[p].clone(), v[p].clone()) for k, v in each], count * self.patches)
+            Cells([(k[p], v[p]) for k, v in each], count * self.patches)
             for p, count in enumerate(tiles.counts)
         ]
 

@@ -217,9 +217,9 @@ class NativeEngine(Engine):
             slots, hidden = np.concatenate([slots, first]), torch.cat([hidden, known])
         return slots, hidden
 
-    def _shown(self, batch: Pass) -> list[Shown]:
+    def _shown(self, batch: Pass) -> Shown | None:
         if self._album is None:
-            return []
+            return None
         return self._album.shown(batch.marks, self.weights_version, self.decoder.device)
 
     def _split(self, slots: Slots, hidden: Tensor) -> tuple[Slots, Tensor]:
