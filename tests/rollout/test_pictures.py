@@ -17,6 +17,7 @@ from tests.models.mllama_case import logprobs, make, picture, theirs
 
 from sftrl_fast.core import UserError
 from sftrl_fast.models.causal_lm import token_logprobs
+from sftrl_fast.models.decoder import Decoder
 from sftrl_fast.models.load import LanguageModel, load
 from sftrl_fast.rollout.engine import NativeEngine
 from sftrl_fast.rollout.episodes import run_episodes
@@ -286,3 +287,24 @@ def test_new_weights_look_at_the_picture_again(four: LanguageModel) -> None:
     whole = logprobs(language, asked.context + after.token_ids, asked.images)[-len(after.token_ids) :]
     assert torch.allclose(torch.tensor(after.logprobs), whole, atol=CLOSE)
     assert before.logprobs != after.logprobs
+
+
+def test_layers_between_pictures_in_one_call_are_the_same_bits(four: LanguageModel) -> None:
+    whole, single = native(four), native(four)
+    single.decoder = Decoder(four.model, fused=False)
+    assert whole.decoder._stretches[0].in_one_call is not None
+    assert single.decoder._stretches[0].in_one_call is None
+    asked = [request(four, "Cards?", picture(56, 56, i % 2), sample=i) for i in range(6)] + [
+        request(four, "text")
+    ]
+    for one, other in zip(
+        whole.generate(asked, SamplingParams(8)), single.generate(asked, SamplingParams(8)), strict=True
+    ):
+        assert (one.token_ids, one.logprobs) == (other.token_ids, other.logprobs)
+
+
+def test_more_pictures_than_there_is_room_for_make_room(four: LanguageModel) -> None:
+    asked = [request(four, "Cards?", picture(56, 56, i), sample=i) for i in range(12)]
+    found = native(four).generate(asked, GREEDY)
+    for one, answer in zip(asked, found, strict=True):
+        assert answer.token_ids == greedy(four, one)
