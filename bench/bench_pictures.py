@@ -1,12 +1,16 @@
-"""Answers to pictures, in groups of 8: ours over transformers' generate, and generate given a picture for each row.
+"""Answers to pictures, in groups of 8: the engine, our backend over generate, and generate with a picture a row.
 
-The model is the shipped ``tiny-image`` on random tables; answers have 24 tokens, drawn greedily on both sides,
-and both begin with the picture as an array.
+Two models: the shipped ``tiny-image`` in float32, and in bfloat16 SmolLM2's weights with eight new cross-attention
+layers and a vision tower of 22 million parameters on random weights. Answers have 24 tokens, drawn greedily on every
+side, and every side begins with the picture as an array. Also ``bench_rollout.py --images``.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +23,38 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from harness import Bench
-from sftrl_fast.models.load import LanguageModel, load, locate
+from sftrl_fast.models.load import LanguageModel, load
+from sftrl_fast.models.sight import Tower, give_sight
+from sftrl_fast.rollout.engine import NativeEngine
 from sftrl_fast.rollout.hf_backend import HFBackend
-from sftrl_fast.rollout.request import Request, RequestKey, SamplingParams
+from sftrl_fast.rollout.request import Engine, Request, RequestKey, SamplingParams
 from sftrl_fast.tasks.general_points.render import draw_table
 
 GROUP = 8
 TOKENS = 24
+THREADS = 2
 QUESTION = "Name the cards."
+BASE = "generate"
+VIT_SMALL = Tower(tile=224, patch=14, hidden=384, heads=6, layers=12, global_layers=2, feed_forward=1536)
+CROSS = (3, 7, 11, 15, 19, 23, 27, 31)
+
+
+def tiny_image() -> LanguageModel:
+    return load("tiny-image", dtype="float32", device="cpu")
+
+
+def smollm2_with_sight() -> LanguageModel:
+    torch.manual_seed(0)
+    seeing = give_sight(load("smollm2-135m", dtype="bfloat16", device="cpu"), VIT_SMALL, CROSS)
+    torch.nn.Module.to(seeing.model, torch.bfloat16)
+    seeing.model.eval()
+    return seeing
+
+
+MODELS: dict[str, Callable[[], LanguageModel]] = {
+    "tiny-image": tiny_image,
+    "smollm2 with sight": smollm2_with_sight,
+}
 
 
 def naive(language: LanguageModel, pictures: list[np.ndarray], processor: Any) -> None:
@@ -48,7 +76,7 @@ def naive(language: LanguageModel, pictures: list[np.ndarray], processor: Any) -
     )
 
 
-def ours(engine: HFBackend, language: LanguageModel, pictures: list[np.ndarray]) -> None:
+def ours(engine: Engine, language: LanguageModel, pictures: list[np.ndarray]) -> None:
     requests = [
         Request(
             language.chat.prompt_ids(QUESTION, picture), RequestKey(0, 0, place, sample, 0), images=(picture,)
@@ -59,25 +87,48 @@ def ours(engine: HFBackend, language: LanguageModel, pictures: list[np.ndarray])
     engine.generate(requests, SamplingParams(TOKENS, temperature=0.0))
 
 
-def main() -> None:
-    bench = Bench("pictures", "Answers to pictures, in groups of 8")
-    language = load("tiny-image", device="cpu")
-    processor = MllamaImageProcessorPil.from_pretrained(locate("tiny-image"))
-    # No token ends an answer: both sides draw as many.
-    engine = HFBackend(language.model, frozenset(), 0, max_sequences=512, vision=language.vision)
+def bench_model(bench: Bench, name: str, repeat: int) -> None:
+    language = MODELS[name]()
+    size = language.model.config.vision_config.image_size
+    processor = MllamaImageProcessorPil(size={"height": size, "width": size}, max_image_tiles=1)
+    # No token ends an answer: all sides draw as many.
+    engine = NativeEngine(language.model, frozenset(), max_sequences=64, vision=language.vision)
+    over_generate = HFBackend(language.model, frozenset(), 0, max_sequences=64, vision=language.vision)
     rng = np.random.default_rng(0)
     for sequences in (16,) if bench.args.quick else (16, 64):
-        pictures = [
+        tables = [
             draw_table(rng.integers(1, 14, 4).tolist(), [0, 3, 0, 3]) for _ in range(sequences // GROUP)
         ]
-        sides = {
-            "transformers": lambda p=pictures: naive(language, p, processor),
-            "hf": lambda p=pictures: ours(engine, language, p),
+        case, counters = f"{name}, seqs={sequences}", engine.counters
+        before = counters.pictures, counters.picture_seconds
+        sides: dict[str, Callable[[], object]] = {
+            "native": partial(ours, engine, language, tables),
+            "hf": partial(ours, over_generate, language, tables),
+            BASE: partial(naive, language, tables, processor),
         }
-        bench.compare_rate(
-            f"{sequences} sequences", "answer tokens", "tokens/s", sides, work=sequences * TOKENS,
-            ratio_to="transformers", repeat=3,
-        )  # fmt: skip
+        seconds = bench.compare_rate(
+            case, "tokens_per_s", "tokens/s", sides, work=sequences * TOKENS, ratio_to=BASE, repeat=repeat
+        )
+        seen, looking = counters.pictures - before[0], counters.picture_seconds - before[1]
+        bench.value(case, "native", "time of the tower a picture", looking / seen * 1e3, "ms")
+        share = looking / (repeat + 1) / seconds["native"]
+        bench.value(case, "native", "tower's share of the time", share, "1")
+        bench.value(case, "native", "pictures encoded", seen / (repeat + 1), "1")
+        bench.value(case, BASE, "pictures encoded", sequences, "1")
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(threads=THREADS)
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=list(MODELS), help="all but the others"
+    )
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="timed runs of each side")
+
+
+def main() -> None:
+    bench = Bench("pictures", "Answers to pictures, in groups of 8", options=options)
+    for name in bench.args.models:
+        bench_model(bench, name, bench.args.repeat)
     bench.finish()
 
 

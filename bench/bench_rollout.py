@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "ops"))
 
 from rates import copy_bandwidth, matrix_rate
 
+from bench_pictures import MODELS, bench_model
 from harness import ROOT, Bench
 from peers import own
 from peers.process import Peer, PeerError, worker_env
@@ -82,6 +83,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2-135m", metavar="NAME", help="smollm2-135m, or a folder")
     parser.add_argument("--sides", nargs="+", choices=[*own.SIDES, *INSTALLED], help="all but the others")
     parser.add_argument("--sequences", nargs="+", type=int, metavar="N", help="1, or multiples of 8")
+    parser.add_argument("--images", action="store_true", help="answers to pictures; see bench_pictures.py")
     parser.add_argument("--repeat", type=int, default=REPEAT, metavar="N", help="timed runs of each side")
     for peer, variable in INSTALLED.items():
         help_text = f"Python of {peer}'s environment; default: ${variable}"
@@ -203,6 +205,11 @@ def bench_case(
 def main() -> None:
     bench = Bench("rollout", __doc__ or "", options=options)
     args = bench.args
+    if args.images:
+        for name in MODELS:
+            bench_model(bench, name, args.repeat)
+        bench.finish()
+        return
     weights, commands = prepare(bench)
     floor = floors(weights, args.threads)
     counts = args.sequences or (QUICK_SEQUENCES if args.quick else SEQUENCES)

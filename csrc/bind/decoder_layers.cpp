@@ -13,7 +13,7 @@ void decoder_layers(pybind11::module_& m) {
           "Elements of scratch a token, of hidden, feed-forward, query and key widths.");
     m.def(
         "decoder_layers",
-        [](Address layers, std::int64_t count, std::array<Address, 9> tensors, std::array<Address, 6> tables,
+        [](Address layers, std::int64_t count, std::array<Address, 10> tensors, std::array<Address, 6> tables,
            std::array<std::int64_t, 4> sizes, std::array<std::int64_t, 3> rows,
            std::array<std::int64_t, 4> heads, float eps, float scale, int dtype) {
             const pybind11::gil_scoped_release release;
@@ -40,12 +40,13 @@ void decoder_layers(pybind11::module_& m) {
                                                 static_cast<DType>(dtype)};
             sftrl::decoder_layers({at<const DecoderLayer>(layers), count, at(tensors[0]), at(tensors[1]),
                                    at(tensors[2]), index(3), index(4), index(5), at(tensors[6]),
-                                   at(tensors[7]), at<std::byte>(tensors[8]), sizes[0], sizes[1], sizes[2],
-                                   sizes[3], eps, attention});
+                                   at(tensors[7]), at(tensors[8]), at<std::byte>(tensors[9]), sizes[0],
+                                   sizes[1], sizes[2], sizes[3], eps, attention});
         },
         "layers: count DecoderLayers as rows of 14 addresses. tensors: x, cos, sin, positions, slots, "
         "wanted, "
-        "final_norm, out, scratch. tables: as cached_attention. sizes: tokens, rows, hidden, feed_forward. "
+        "final_norm, out, total (0: not asked for), scratch. tables: as cached_attention. sizes: tokens, "
+        "rows, hidden, feed_forward. "
         "rows: "
         "sequences, prefix_stride, own_stride. heads: query_heads, kv_heads, page_size, width.");
 }

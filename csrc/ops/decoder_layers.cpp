@@ -61,7 +61,8 @@ class Pass {
             product(active, layer.down, layer.down_bias, x, rows, a.hidden, a.feed_forward);
             from = x;
         }
-        norm(x, residual, a.final_norm, a.out, rows);
+        const void* const total = norm(x, residual, a.final_norm, a.out, rows);
+        if (a.total) std::memcpy(a.total, total, static_cast<std::size_t>(rows * a.hidden * size));
     }
 
   private:

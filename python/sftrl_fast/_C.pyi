@@ -35,7 +35,7 @@ def decoder_layers_scratch(hidden: int, feed_forward: int, query_width: int, kv_
 def decoder_layers(
     layers: int,
     count: int,
-    tensors: tuple[int, int, int, int, int, int, int, int, int],
+    tensors: tuple[int, int, int, int, int, int, int, int, int, int],
     tables: tuple[int, int, int, int, int, int],
     sizes: tuple[int, int, int, int],
     rows: tuple[int, int, int],

@@ -110,7 +110,7 @@ def make_engine(language: LanguageModel, config: Config) -> Engine:
         )  # fmt: skip
     return NativeEngine(
         language.model, chat.stop_ids, max_sequences=settings.max_sequences, cache_tokens=settings.cache_tokens,
-        decode=chat.decode,
+        decode=chat.decode, vision=language.vision,
     )  # fmt: skip
 
 

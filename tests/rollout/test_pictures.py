@@ -1,8 +1,11 @@
-"""Requests and dialogues with pictures over transformers' generate."""
+"""Requests and dialogues with pictures, by the engine and over transformers' generate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -14,11 +17,12 @@ from tests.models.mllama_case import logprobs, make, picture, theirs
 
 from sftrl_fast.core import UserError
 from sftrl_fast.models.causal_lm import token_logprobs
+from sftrl_fast.models.decoder import Decoder
 from sftrl_fast.models.load import LanguageModel, load
 from sftrl_fast.rollout.engine import NativeEngine
 from sftrl_fast.rollout.episodes import run_episodes
 from sftrl_fast.rollout.hf_backend import HFBackend
-from sftrl_fast.rollout.request import Request, RequestKey, SamplingParams
+from sftrl_fast.rollout.request import Engine, Request, RequestKey, SamplingParams
 from sftrl_fast.train.pack import episode_rows, micro_batches
 
 GREEDY = SamplingParams(6, temperature=0.0)
@@ -37,10 +41,42 @@ def four() -> LanguageModel:
     return make(4)
 
 
-def backend(language: LanguageModel, **settings: Any) -> HFBackend:
+Make = Callable[..., Engine]
+
+
+def native(language: LanguageModel, **settings: Any) -> NativeEngine:
+    chat = language.chat
+    settings = {
+        "max_sequences": 16,
+        "cache_tokens": 4096,
+        "decode": chat.decode,
+        "vision": language.vision,
+    } | settings
+    return NativeEngine(language.model, chat.stop_ids, **settings)
+
+
+def hf(language: LanguageModel, **settings: Any) -> HFBackend:
     chat = language.chat
     settings = {"max_sequences": 16, "decode": chat.decode, "vision": language.vision} | settings
     return HFBackend(language.model, chat.stop_ids, min(chat.stop_ids), **settings)
+
+
+@pytest.fixture(params=[native, hf])
+def backend(request: pytest.FixtureRequest) -> Make:
+    made: Make = request.param
+    return made
+
+
+@pytest.fixture
+def tower_calls(four: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Pictures of each call of the vision tower."""
+    calls: list[int] = []
+    tower = type(four.model.model.vision_model).forward
+    monkeypatch.setattr(
+        type(four.model.model.vision_model), "forward",
+        lambda self, *a, **k: calls.append(len(k["pixel_values"])) or tower(self, *a, **k),
+    )  # fmt: skip
+    return calls
 
 
 def request(language: LanguageModel, text: str, *images: np.ndarray, sample: int = 0) -> Request:
@@ -60,7 +96,7 @@ def greedy(language: LanguageModel, asked: Request) -> list[int]:
     return ids
 
 
-def test_answers_are_transformers(language: LanguageModel) -> None:
+def test_answers_are_transformers(language: LanguageModel, backend: Make) -> None:
     shown = picture(40, 40, 1)
     asked = [
         request(language, "Cards?", shown),
@@ -75,7 +111,7 @@ def test_answers_are_transformers(language: LanguageModel) -> None:
             assert answer.token_ids == greedy(language, one)
 
 
-def test_the_log_probabilities_are_the_trainers(four: LanguageModel) -> None:
+def test_the_log_probabilities_are_the_trainers(four: LanguageModel, backend: Make) -> None:
     shown = picture(56, 56, 3)
     asked = [request(four, "Cards?", shown, sample=s) for s in range(5)] + [request(four, "text", sample=9)]
     answers = backend(four).generate(asked, SamplingParams(5))
@@ -85,24 +121,21 @@ def test_the_log_probabilities_are_the_trainers(four: LanguageModel) -> None:
         assert torch.allclose(torch.tensor(answer.logprobs), whole, atol=CLOSE)
 
 
-def test_a_group_has_its_picture_encoded_once(four: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_has_its_picture_encoded_once(
+    four: LanguageModel, backend: Make, tower_calls: list[int]
+) -> None:
     shown, other = picture(56, 56, 3), picture(56, 56, 4)
     asked = [request(four, "Cards?", shown, sample=s) for s in range(4)]
     alone = backend(four).generate(asked, SamplingParams(5))
-    calls = []
-    tower = type(four.model.model.vision_model).forward
-    monkeypatch.setattr(
-        type(four.model.model.vision_model), "forward",
-        lambda self, *a, **k: calls.append(len(k["pixel_values"])) or tower(self, *a, **k),
-    )  # fmt: skip
+    tower_calls.clear()
     mixed = backend(four).generate(
         [*asked, *(request(four, "And?", other, sample=s) for s in range(4))], SamplingParams(5)
     )
-    assert calls == [2]
+    assert tower_calls == [2]
     assert [a.token_ids for a in mixed[:4]] == [a.token_ids for a in alone], "company changes nothing"
 
 
-def test_several_pictures_of_a_dialogue(four: LanguageModel) -> None:
+def test_several_pictures_of_a_dialogue(four: LanguageModel, backend: Make) -> None:
     asked = [
         request(four, "First?", picture(56, 56, 5), picture(28, 28, 6)),
         request(four, "One", picture(56, 56, 5)),
@@ -112,19 +145,19 @@ def test_several_pictures_of_a_dialogue(four: LanguageModel) -> None:
         assert answer.token_ids == greedy(four, one)
 
 
-def test_pictures_need_a_model_that_sees(four: LanguageModel) -> None:
+def test_pictures_need_a_model_that_sees(four: LanguageModel, backend: Make) -> None:
     tiny = load("tiny", device="cpu")
     asked = [Request([1, 2, 3], RequestKey(0, 0, 0, 0, 0), images=(picture(9, 9, 0),))]
     with pytest.raises(UserError, match="images: this model sees no pictures"):
         HFBackend(tiny.model, frozenset({0}), 0, max_sequences=1).generate(asked, GREEDY)
-    with pytest.raises(UserError, match="images: this engine has no forward pass"):
+    with pytest.raises(UserError, match="images: this model sees no pictures"):
         NativeEngine(tiny.model, frozenset({0}), max_sequences=1, cache_tokens=256).generate(asked, GREEDY)
     bad = Request(four.chat.prompt_ids("text"), RequestKey(0, 0, 0, 0, 0), images=(picture(9, 9, 0),))
     with pytest.raises(UserError, match="0 image tokens and 1 pictures"):
         backend(four).generate([bad], GREEDY)
 
 
-def test_episodes_of_cards(four: LanguageModel) -> None:
+def test_episodes_of_cards(four: LanguageModel, backend: Make) -> None:
     groups = run_episodes(
         backend(four), four.chat, POINTS, [3, 8], group_size=3, params=SamplingParams(4), seed=1, step=0,
         env_kwargs={"size": 56, "verify_iter": 2}, max_context=four.max_context,
@@ -176,7 +209,7 @@ def _slides() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_slides")
-def test_only_a_new_picture_is_shown(four: LanguageModel) -> None:
+def test_only_a_new_picture_is_shown(four: LanguageModel, backend: Make) -> None:
     (group,) = run_episodes(
         backend(four), four.chat, SLIDES, [0], group_size=2, params=SamplingParams(3), seed=1, step=0,
         env_kwargs={}, max_context=four.max_context,
@@ -188,3 +221,90 @@ def test_only_a_new_picture_is_shown(four: LanguageModel) -> None:
         assert counts == [1, 0, 1, 0]
     first, second = (episode.turns[0].image for episode in group.episodes)
     assert first is second, "environments of their own drew one picture"
+
+
+def turns(engine: Engine, language: LanguageModel, session: str | None) -> list[list[int]]:
+    """Four dialogues of four turns, the third with a new picture; greedy answers."""
+    shown = [picture(56, 56, seed) for seed in range(3)]
+    contexts = [language.chat.prompt_ids("Cards?", shown[i // 2]) for i in range(4)]
+    images = [(shown[i // 2],) for i in range(4)]
+    said: list[list[int]] = []
+    for turn in range(4):
+        asked = [
+            Request(list(context), RequestKey(0, 0, i, 0, turn), session and (session, i), images[i])
+            for i, context in enumerate(contexts)
+        ]
+        for i, answer in enumerate(engine.generate(asked, GREEDY)):
+            said.append(answer.token_ids)
+            new = shown[2] if turn == 1 else None
+            images[i] += (new,) if new is not None else ()
+            contexts[i] += answer.token_ids + language.chat.reply_ids("no", stopped=answer.stopped, image=new)
+    return said
+
+
+def test_revision_turns_keep_keys_values_and_pictures(four: LanguageModel, tower_calls: list[int]) -> None:
+    kept, plain = native(four), native(four)
+    expected = turns(plain, four, None)
+    tower_calls.clear()
+    assert turns(kept, four, "a") == expected
+    assert sum(tower_calls) == kept.counters.pictures == 3, "each picture goes through the tower once"
+    assert kept.counters.prefill_tokens < 0.5 * plain.counters.prefill_tokens
+    assert kept.counters.picture_seconds > 0
+
+
+def test_a_small_cache_evicts_and_changes_no_answer(four: LanguageModel) -> None:
+    shown = [picture(56, 56, seed) for seed in range(3)]
+    asked = [request(four, "Cards?", shown[i % 3], sample=i) for i in range(12)] + [request(four, "text")]
+    wide = native(four).generate(asked, SamplingParams(24))
+    tight = native(four, cache_tokens=160, step_tokens=20)
+    found = tight.generate(asked, SamplingParams(24))
+    assert tight.counters.evictions > 0
+    assert [a.token_ids for a in found] == [a.token_ids for a in wide]
+
+
+def test_a_picture_goes_when_nobody_shows_it(four: LanguageModel) -> None:
+    engine = native(four)
+    engine.generate([request(four, "Cards?", picture(56, 56, 1))], GREEDY)
+    held = request(four, "Cards?", picture(56, 56, 2))
+    engine.generate([Request(held.context, held.key, "a", held.images)], GREEDY)
+    gc.collect()
+    assert len(engine._album) == 1
+    engine.close("a")
+    assert len(engine._album) == 0
+    assert engine.cache.free == engine.cache.pages
+
+
+def test_new_weights_look_at_the_picture_again(four: LanguageModel) -> None:
+    language = replace(four, model=copy.deepcopy(four.model))
+    engine, asked = native(language), request(four, "Cards?", picture(56, 56, 1))
+    session = Request(asked.context, asked.key, "a", asked.images)
+    (before,) = engine.generate([session], GREEDY)
+    with torch.no_grad():
+        language.model.model.vision_model.patch_embedding.weight.mul_(-3)
+    (after,) = engine.generate([session], GREEDY)
+    assert engine.counters.pictures == 2
+    assert after.token_ids == greedy(language, asked)
+    whole = logprobs(language, asked.context + after.token_ids, asked.images)[-len(after.token_ids) :]
+    assert torch.allclose(torch.tensor(after.logprobs), whole, atol=CLOSE)
+    assert before.logprobs != after.logprobs
+
+
+def test_layers_between_pictures_in_one_call_are_the_same_bits(four: LanguageModel) -> None:
+    whole, single = native(four), native(four)
+    single.decoder = Decoder(four.model, fused=False)
+    assert whole.decoder._stretches[0].in_one_call is not None
+    assert single.decoder._stretches[0].in_one_call is None
+    asked = [request(four, "Cards?", picture(56, 56, i % 2), sample=i) for i in range(6)] + [
+        request(four, "text")
+    ]
+    for one, other in zip(
+        whole.generate(asked, SamplingParams(8)), single.generate(asked, SamplingParams(8)), strict=True
+    ):
+        assert (one.token_ids, one.logprobs) == (other.token_ids, other.logprobs)
+
+
+def test_more_pictures_than_there_is_room_for_make_room(four: LanguageModel) -> None:
+    asked = [request(four, "Cards?", picture(56, 56, i), sample=i) for i in range(12)]
+    found = native(four).generate(asked, GREEDY)
+    for one, answer in zip(asked, found, strict=True):
+        assert answer.token_ids == greedy(four, one)

@@ -88,13 +88,6 @@ class TaskConfig(Section):
 
 
 class OptimizerConfig(Section):
-    optimizer: Literal["adamw", "adamw_8bit"] = Field(
-        "adamw", description="`adamw`: torch's; `adamw_8bit`: bitsandbytes', whose moments take a quarter"
-    )
-    master_weights: bool = Field(
-        False,
-        description="bfloat16: steps are taken on float32 copies of the weights, where small ones add up",
-    )
     lr: float = Field(1e-4, gt=0, description="peak learning rate of AdamW")
     vision_lr: float | None = Field(
         None, gt=0, description="with pictures: that of the vision tower; unset, lr"
@@ -111,6 +104,13 @@ class OptimizerConfig(Section):
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="course of the rate after `warmup_steps`"
+    )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw", description="`adamw`: torch's; `adamw_8bit`: bitsandbytes', whose moments take a quarter"
+    )
+    master_weights: bool = Field(
+        False,
+        description="bfloat16: steps are taken on float32 copies of the weights, where small ones add up",
     )
 
     @field_validator("betas")

@@ -33,6 +33,7 @@ def add_lora(model: PreTrainedModel, settings: LoraConfig) -> None:
     """
     try:
         peft: Any = importlib.import_module("peft")
+        functional: Any = importlib.import_module("peft.functional")
     except ImportError:
         raise UserError(
             f"lora.rank={settings.rank} needs peft: pip install 'sftrl-fast[lora]', or take 0 for full fine-tuning"
@@ -55,7 +56,7 @@ def add_lora(model: PreTrainedModel, settings: LoraConfig) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(digest("lora"))
         peft.inject_adapter_in_model(config, model)
-    peft.functional.cast_adapter_dtype(model, NAME)
+    functional.cast_adapter_dtype(model, NAME)
 
 
 def weight(layer: nn.Module) -> Tensor:

@@ -5,6 +5,8 @@ It reads the parameters of the trainer's transformers model and no code of it; a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -12,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sftrl_fast.core import UserError
-from sftrl_fast.models.decoder_weights import DecoderWeights, LayerWeights
-from sftrl_fast.models.families import why_not
+from sftrl_fast.models.decoder_weights import CrossWeights, DecoderWeights, LayerWeights
+from sftrl_fast.models.families import body, why_not
 from sftrl_fast.models.projection import Projection
 from sftrl_fast.ops.attention import CacheRows
 from sftrl_fast.ops.dispatch import choose, resolve
@@ -22,6 +24,36 @@ if TYPE_CHECKING:
     from sftrl_fast.ops.cpp.decoder_layers import CppDecoderLayers
 
 _OPS = ("rms_norm", "rope_cache", "cached_attention", "swiglu")
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Which tokens of a pass see pictures, and where those lie."""
+
+    tokens: Tensor | None
+    """int64 ``[N]``, their places in the pass, in the order of ``rows``; None if they are all, in their own order."""
+    rows: CacheRows
+    """A sequence a token."""
+    keys: list[Tensor]
+    """``[pages, Hkv, page, Dh]`` for each layer that attends to pictures."""
+    values: list[Tensor]
+    follows: Tensor
+    """bool ``[T, 1]``, True for those at or behind their picture: ahead of one, and where there is none, the
+    feed-forward half of those layers is skipped."""
+
+
+_Step = tuple[tuple[Tensor, Tensor], Tensor, Tensor, CacheRows, list[Tensor], list[Tensor]]
+"""Rotary tables, positions, slots, rows, keys, values: what all layers of a pass read."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Self-attention layers in a row, and the norm behind them."""
+
+    begin: int
+    end: int
+    norm: Tensor
+    in_one_call: CppDecoderLayers | None = None
 
 
 class Decoder:
@@ -37,7 +69,7 @@ class Decoder:
             raise ValueError(f"{type(model).__name__} is not covered: {reason}")
         self._weights = weights = DecoderWeights.of(model)
         self._model = cast(Any, model)
-        self._body = self._model.model
+        self._body = body(model)
         self.layers, self.kv_heads, self.head_dim = len(weights.layers), weights.kv_heads, weights.head_dim
         self._heads = [weights.heads, weights.kv_heads, weights.kv_heads]
         self.vocabulary, self.hidden_size = self._body.embed_tokens.weight.shape
@@ -77,13 +109,22 @@ class Decoder:
             resolve(op, tensor=weight) for op in _OPS
         )
         self._embedding, self._final_norm = weight.detach(), self._body.norm.weight.detach().contiguous()
-        self._whole = self._in_one_call() if self._fused and self._all_cpp() else None
+        crossing, layers = self._weights.cross, self._weights.layers
+        self._crossing = [layer for _, layer in crossing]
+        self._whole = self._layers(0, len(layers), self._final_norm)
+        cuts = [0, *(place for place, _ in crossing), len(layers)]
+        norms = [*(layer.norm for layer in self._crossing), self._final_norm]
+        self._stretches = [
+            self._layers(begin, end, norm) for (begin, end), norm in zip(pairwise(cuts), norms, strict=True)
+        ]
         self._bound = self._weights.version
 
     def _all_cpp(self) -> bool:
         return all(choose(op, tensor=self._embedding) == "cpp" for op in (*_OPS, "linear"))
 
-    def _in_one_call(self) -> CppDecoderLayers:
+    def _layers(self, begin: int, end: int, norm: Tensor) -> _Stretch:
+        if not (self._fused and self._all_cpp() and begin < end):
+            return _Stretch(begin, end, norm)
         from sftrl_fast.ops.cpp.decoder_layers import CppDecoderLayers
 
         parts = [
@@ -91,9 +132,10 @@ class Decoder:
                 layer.norm, layer.qkv.packed, layer.q_norm, layer.k_norm, layer.out.packed, layer.mlp_norm,
                 layer.gate_up.packed, layer.down.packed,
             )
-            for layer in self._weights.layers
+            for layer in self._weights.layers[begin:end]
         ]  # fmt: skip
-        return CppDecoderLayers(parts, self._final_norm, self.head_dim, self._eps, self._scale)
+        one_call = CppDecoderLayers(parts, norm, self.head_dim, self._eps, self._scale, begin)
+        return _Stretch(begin, end, norm, one_call)
 
     @torch.no_grad()
     def hidden(
@@ -105,28 +147,60 @@ class Decoder:
         keys: list[Tensor],
         values: list[Tensor],
         wanted: Tensor,
+        shown: Shown | None = None,
     ) -> Tensor:
         """Encode T tokens into the cache; the normalised last hidden states of those ``wanted``, ``[R, D]``.
 
         ``tokens`` int64 ``[T]``; ``positions`` int64 ``[T]`` in their sequences; ``slots`` int64 ``[T]``, where in the
         cache each one's keys and values go (page times page size plus offset); ``rows`` the sequences they belong to,
         in the same order; ``keys`` and ``values`` a ``[pages, Hkv, page, Dh]`` a layer; ``wanted`` int64 ``[R]``,
-        places in ``tokens``, ascending. Arguments are trusted.
+        places in ``tokens``, ascending. ``shown`` tells which of them see a picture. Arguments are trusted.
         """
         tables = self._weights.rotary(int(positions.max()) + 1)
-        x, residual = F.embedding(tokens, self._embedding), None
-        if self._whole is not None:
-            return self._whole.run(x, tables, positions, slots, rows, keys, values, wanted)
-        for layer, k_cache, v_cache in zip(self._weights.layers, keys, values, strict=True):
+        x = F.embedding(tokens, self._embedding)
+        step = (tables, positions, slots, rows, keys, values)
+        if shown is None:
+            return self._stretch(self._whole, x, step, wanted)[0]
+        for stretch, layer in zip(self._stretches, self._crossing, strict=False):
+            normed, total = self._stretch(stretch, x, step, None)
+            x = self._look(layer, shown, normed, total)
+        return self._stretch(self._stretches[-1], x, step, wanted)[0]
+
+    def _stretch(
+        self, stretch: _Stretch, x: Tensor, step: _Step, wanted: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream ``x`` through layers: normalised behind them, and as it is there; of those ``wanted``."""
+        if stretch.in_one_call is not None:
+            return stretch.in_one_call.run(x, *step, wanted)
+        tables, positions, slots, rows, keys, values = step
+        residual, last = None, stretch.end - 1
+        for number in range(stretch.begin, stretch.end):
+            layer = self._weights.layers[number]
             x, residual = self._rms_norm(x, layer.norm, self._eps, residual)
             q, k, v = self._project(layer, x)
-            q = self._rope_cache(q, k, v, *tables, positions, slots, k_cache, v_cache)
-            mixed = self._attention(q, k_cache, v_cache, rows, self._scale).view(len(x), -1)
-            if layer is self._weights.layers[-1]:
+            q = self._rope_cache(q, k, v, *tables, positions, slots, keys[number], values[number])
+            mixed = self._attention(q, keys[number], values[number], rows, self._scale).view(len(x), -1)
+            if number == last and wanted is not None:
                 mixed, residual = mixed[wanted], residual[wanted]
             x, residual = self._rms_norm(layer.out(mixed), layer.mlp_norm, self._eps, residual)
             x = layer.down(self._swiglu(layer.gate_up(x)))
-        return self._rms_norm(x, self._final_norm, self._eps, residual)[0]
+        if stretch.begin > last and wanted is not None:
+            x = x[wanted]
+        normed, total = self._rms_norm(x, stretch.norm, self._eps, residual)
+        return normed, total
+
+    def _look(self, layer: CrossWeights, shown: Shown, normed: Tensor, residual: Tensor) -> Tensor:
+        """The residual stream behind a layer that attends to pictures; a token that sees none passes as it is."""
+        query = self._head_norm(layer.q(normed).view(len(normed), -1, self.head_dim), layer.q_norm)
+        keys, values = shown.keys[layer.depth], shown.values[layer.depth]
+        if shown.tokens is None:
+            mixed = self._attention(query, keys, values, shown.rows, self._scale)
+        else:
+            mixed = torch.zeros_like(query)
+            mixed[shown.tokens] = self._attention(query[shown.tokens], keys, values, shown.rows, self._scale)
+        added = layer.out(mixed.flatten(1)) * layer.gate
+        x, residual = self._rms_norm(added, layer.mlp_norm, self._eps, residual)
+        return residual + layer.down(self._swiglu(layer.gate_up(x))) * (layer.mlp_gate * shown.follows)
 
     def _project(self, layer: LayerWeights, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[T, Hq, Dh]``, keys and values ``[T, Hkv, Dh]``, views into one row a token."""

@@ -6,12 +6,20 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from torch import nn
-from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
+from transformers import (
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    MllamaForConditionalGeneration,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
 
 from sftrl_fast.models import adapters
 from sftrl_fast.models.adapters import own_parameters
 
-FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+SEEING = (MllamaForConditionalGeneration,)
+"""Those with layers that attend to pictures."""
+FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, *SEEING)
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Those whose angles depend on the position alone; `dynamic` and `longrope` change with the sequence's length."""
 
@@ -22,7 +30,18 @@ def why_not(model: nn.Module) -> str:
         names = ", ".join(family.__name__ for family in FAMILIES)
         return f"a {type(model).__name__} is none of {names}"
     causal = cast(Any, model)
-    return next((reason for reason in _reasons(causal.config, causal) if reason), "")
+    return next((reason for reason in _reasons(causal.config.get_text_config(), causal) if reason), "")
+
+
+def body(model: nn.Module) -> Any:
+    """The decoder of a model of :data:`FAMILIES`: embedding, layers, last norm."""
+    inner = cast(Any, model).model
+    return inner.language_model if isinstance(model, SEEING) else inner
+
+
+def crosses(layer: nn.Module) -> bool:
+    """Whether a decoder layer attends to pictures and not to tokens."""
+    return hasattr(layer, "cross_attn")
 
 
 def _reasons(config: Any, model: Any) -> Iterator[str]:

@@ -26,7 +26,7 @@ from transformers.models.mllama.modeling_mllama import MllamaTextCrossAttention
 
 from sftrl_fast.core import Image, UserError
 from sftrl_fast.models.packed import PackedTokens
-from sftrl_fast.models.vision import Generating
+from sftrl_fast.models.vision import Cells, Generating
 from sftrl_fast.ops.image_tiles import fit_grid, image_tiles
 
 MODEL_TYPE = "mllama"
@@ -179,6 +179,29 @@ class Mllama:
                 header = slice(begin, places[own[0]])
                 picture[header], after[header] = seen[own[0]], False
         return picture, after
+
+    def cells(self, model: Any, images: Sequence[Image]) -> list[Cells]:
+        tiles = self.tiles(images, model.dtype, model.device)
+        states = self.states(model, tiles)
+        layers = model.model.language_model.layers
+        each = [
+            _keys_and_values(layers[i].cross_attn, states)
+            for i in model.config.text_config.cross_attention_layers
+        ]
+        return [
+            Cells([(k[p], v[p]) for k, v in each], count * self.patches)
+            for p, count in enumerate(tiles.counts)
+        ]
+
+    def seen(self, context: np.ndarray, pictures: int) -> tuple[np.ndarray, np.ndarray]:
+        places = np.flatnonzero(context == self.image_id)
+        if len(places) != pictures:
+            raise UserError(
+                f"context holds {len(places)} image tokens and {pictures} pictures; needed: as many"
+            )
+        number = np.searchsorted(places, np.arange(len(context)), side="right") - 1
+        follows = number >= 0
+        return np.maximum(number, 0 if pictures else -1), follows
 
     def generating(self, model: Any, ids: Tensor, images: Sequence[Sequence[Image]]) -> Generating:
         distinct, flat = _distinct([image for row in images for image in row])

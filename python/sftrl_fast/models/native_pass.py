@@ -35,6 +35,8 @@ OPS = (
 
 def why_not(model: PreTrainedModel) -> str:
     """What keeps :func:`hidden_states` from running ``model``; the empty string if nothing does."""
+    if isinstance(model, families.SEEING):
+        return "it attends to pictures"
     return families.why_not(model) or next(_reasons(model), "")
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor, nn
 
 from sftrl_fast.core import Image
@@ -31,6 +33,19 @@ class Generating:
     """Further keyword arguments."""
     cached: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Layers of the cache that are full from the start: keys and values, ``[B, heads, S, Dh]``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """A picture's keys and values."""
+
+    layers: list[tuple[Tensor, Tensor]]
+    """``[Hkv, S, Dh]`` each, of every layer that attends to pictures."""
+    length: int
+    """Of the S positions, those that a token behind the picture sees; one ahead of it sees all."""
+
+
+Bools = npt.NDArray[np.bool_]
 
 
 class Vision(Protocol):
@@ -55,6 +70,15 @@ class Vision(Protocol):
 
     def generating(self, model: nn.Module, ids: Tensor, images: Sequence[Sequence[Image]]) -> Generating:
         """For rows of tokens ``[B, L]``, each with at least one picture."""
+
+    def cells(self, model: nn.Module, images: Sequence[Image]) -> list[Cells]:
+        """What the engine keeps of each picture."""
+
+    def seen(self, context: npt.NDArray[np.int64], pictures: int) -> tuple[npt.NDArray[np.int64], Bools]:
+        """Which of a context's ``pictures`` each token sees, from 0, -1 for none, and whether it is at or behind it.
+
+        Raises :class:`~sftrl_fast.core.UserError` if image tokens are more or fewer.
+        """
 
     def parts(self, model: nn.Module) -> dict[str, list[nn.Module]]:
         """What :data:`PARTS` name of ``model``; together they are the whole model."""

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sftrl_fast.core import UserError
-from sftrl_fast.models.decoder import Decoder
+from sftrl_fast.models.decoder import Decoder, Shown
+from sftrl_fast.models.vision import Vision
 from sftrl_fast.ops.sample import sample
+from sftrl_fast.rollout.album import Album, Picture, Tokens
 from sftrl_fast.rollout.kv_cache import PAGE_SIZE, KVCache
 from sftrl_fast.rollout.plan import Pass, plan
 from sftrl_fast.rollout.request import (
@@ -57,7 +59,7 @@ class NativeEngine(Engine):
     ``stop_ids`` end an answer. At most ``max_sequences`` requests run together, with keys and values of at most
     ``cache_tokens`` tokens (rounded up to pages; 0 takes :func:`default_cache`); others wait, and give way and come
     back where room is short.
-    ``decode`` is needed for stop strings only. On ``step_tokens`` see :data:`STEP_TOKENS`.
+    ``decode`` is needed for stop strings only, ``vision`` for pictures. On ``step_tokens`` see :data:`STEP_TOKENS`.
 
     Where the ops' implementations let no row's result depend on other rows (all of ``cpp`` do), a request's tokens and
     log-probabilities are the same bits in any company, under any budget.
@@ -74,6 +76,7 @@ class NativeEngine(Engine):
         max_sequences: int,
         cache_tokens: int = 0,
         decode: Callable[[Sequence[int]], str] | None = None,
+        vision: Vision | None = None,
         step_tokens: int = STEP_TOKENS,
     ) -> None:
         for name, value, least in (("max_sequences", max_sequences, 1), ("cache_tokens", cache_tokens, 0)):
@@ -94,6 +97,7 @@ class NativeEngine(Engine):
         self._room = max(0, self.cache.pages - 1) * PAGE_SIZE
         self.max_context: int | None = decoder.max_context
         self._step_tokens, self._decode = step_tokens, decode
+        self._album = None if vision is None else Album(model, vision, self.counters)
         self._hidden = torch.empty(8, decoder.hidden_size, dtype=decoder.dtype, device=decoder.device)
         """The last hidden state of each ready prompt, by row of the prefix table."""
         self.weights_version = decoder.weights_version
@@ -109,7 +113,7 @@ class NativeEngine(Engine):
         self, requests: Sequence[Request], params: SamplingParams | Sequence[SamplingParams]
     ) -> list[int]:
         own = each(params, len(requests))
-        contexts = [self._checked(request, settings) for request, settings in zip(requests, own, strict=True)]
+        checked = [self._checked(request, settings) for request, settings in zip(requests, own, strict=True)]
         check_keys(requests)
         sessions = [request.session for request in requests if request.session is not None]
         if len(set(sessions)) < len(sessions):
@@ -119,8 +123,8 @@ class NativeEngine(Engine):
         if not self.scheduler.busy:
             self._fresh = True
         tickets = [next(self._tickets) for _ in requests]
-        for entry in zip(tickets, requests, own, contexts, strict=True):
-            self.scheduler.add(*entry)
+        for ticket, request, settings, shown in zip(tickets, requests, own, checked, strict=True):
+            self.scheduler.add(ticket, request, settings, *shown)
         return tickets
 
     def step(self) -> Answered:
@@ -198,7 +202,7 @@ class NativeEngine(Engine):
         if batch is not None:
             hidden = self.decoder.hidden(
                 batch.tokens, batch.positions, batch.places, batch.rows, self.cache.keys, self.cache.values,
-                batch.wanted,
+                batch.wanted, self._shown(batch),
             )  # fmt: skip
             decoding = int(table.decoding[batch.slots].sum())
             self.counters.executed_tokens += len(batch.tokens)
@@ -212,6 +216,11 @@ class NativeEngine(Engine):
             known = self._hidden[torch.from_numpy(table.prefix[first]).to(self._hidden.device)]
             slots, hidden = np.concatenate([slots, first]), torch.cat([hidden, known])
         return slots, hidden
+
+    def _shown(self, batch: Pass) -> Shown | None:
+        if self._album is None:
+            return None
+        return self._album.shown(batch.marks, self.weights_version, self.decoder.device)
 
     def _split(self, slots: Slots, hidden: Tensor) -> tuple[Slots, Tensor]:
         """Keep the hidden states of prompts that are complete now; what is left draws."""
@@ -271,12 +280,10 @@ class NativeEngine(Engine):
         sequence = self.scheduler.finish(slot)
         return sequence.ticket, Completion(tokens, plain, sampled, stopped, self.weights_version)
 
-    def _checked(self, request: Request, params: SamplingParams) -> npt.NDArray[np.int64]:
-        """The context as an array; :class:`UserError` for a request that cannot be answered."""
-        if request.images:
-            raise UserError(
-                "images: this engine has no forward pass for pictures; needed: rollout.backend='hf'"
-            )
+    def _checked(self, request: Request, params: SamplingParams) -> tuple[Tokens, tuple[Picture, ...]]:
+        """The context as an array, and its pictures; :class:`UserError` for a request that cannot be answered."""
+        if request.images and self._album is None:
+            raise UserError("images: this model sees no pictures; needed: a vision-language model")
         check_params(params, self._decode)
         for token in params.stop_ids:
             self._checked_token("stop_ids", token)
@@ -296,7 +303,11 @@ class NativeEngine(Engine):
         context = np.array(request.context)
         if context.dtype.kind not in "iu" or context.min() < 0 or context.max() >= self.decoder.vocabulary:
             raise UserError(f"context: needed: token ids in [0, {self.decoder.vocabulary})")
-        return context.astype(np.int64)
+        context = context.astype(np.int64)
+        if self._album is None:
+            return context, ()
+        pictures = self._album.pictures(request.images)
+        return self._album.marked(context, pictures), pictures
 
     def _checked_token(self, name: str, token: int) -> int:
         if not 0 <= token < self.decoder.vocabulary:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sftrl_fast.ops.attention import CacheRows
+from sftrl_fast.rollout.album import AHEAD, TOKEN, Tokens
 from sftrl_fast.rollout.kv_cache import PAGE_SIZE, Int32Array
 from sftrl_fast.rollout.scheduler import Prefix, Scheduler
 from sftrl_fast.rollout.tables import Slots
@@ -25,6 +26,8 @@ class Pass:
     """``[S]``, tokens of each."""
     complete: npt.NDArray[np.bool_]
     """``[S]``, whether nothing is left to encode of the row after this."""
+    marks: Tokens
+    """``[T]``, what each token sees; see :mod:`sftrl_fast.rollout.album`."""
     tokens: Tensor
     positions: Tensor
     places: Tensor
@@ -61,15 +64,16 @@ def plan(scheduler: Scheduler, budget: int, device: torch.device) -> Pass | None
         own = np.repeat(cached - offsets[:-1], count) + np.arange(offsets[-1])
     page, offset = np.divmod(own, PAGE_SIZE)
     complete = count == table.left[slots]
+    marked = _tokens(scheduler, slots, offsets, own)
     arrays = (
-        _tokens(scheduler, slots, offsets, own),
+        marked & TOKEN,
         own + scheduler.prefixes.lengths[table.prefix[row]],
         table.pages[row, page].astype(np.int64) * PAGE_SIZE + offset,
         (offsets[1:] - 1)[complete].astype(np.int64),
     )
     tokens, positions, places, wanted = (torch.from_numpy(array).to(device) for array in arrays)
     rows = _cache_rows(scheduler, slots, prefix, offsets, cached + count, device)
-    return Pass(slots, count, complete, tokens, positions, places, rows, wanted)
+    return Pass(slots, count, complete, marked >> AHEAD, tokens, positions, places, rows, wanted)
 
 
 def _share(scheduler: Scheduler, budget: int) -> tuple[Slots, Int32Array]:

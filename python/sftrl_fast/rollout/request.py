@@ -85,6 +85,10 @@ class EngineCounters:
     cached_tokens: int = 0
     """Context tokens that were not encoded, since their keys and values were there: of a group's shared prompt, or
     of a session's earlier turns."""
+    pictures: int = 0
+    """Pictures that went through the vision tower."""
+    picture_seconds: float = 0.0
+    """How long that took; part of the model's time."""
     evictions: int = 0
     """Times that a request or a session lost its keys and values to make room for others."""
     steps: int = 0

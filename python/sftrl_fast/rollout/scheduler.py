@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 from itertools import count
 
 import numpy as np
-import numpy.typing as npt
 
 from sftrl_fast.core import UserError
+from sftrl_fast.rollout.album import TOKEN, Picture, Tokens
 from sftrl_fast.rollout.kv_cache import Int32Array, KVCache, pages_for
 from sftrl_fast.rollout.request import EngineCounters, Request, SamplingParams
 from sftrl_fast.rollout.tables import Draws, PrefixTable, RowTable
-
-Tokens = npt.NDArray[np.int64]
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +48,7 @@ class Session:
     busy: bool = True
     idle_since: int = 0
     """The engine's step."""
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -65,11 +64,18 @@ class Sequence:
     session: Session | None
     keep: int
     """How many of ``own`` the session's pages hold, if they are still there."""
+    pictures: tuple[Picture, ...] = ()
+    """Those of the context, held."""
     slot: int = -1
     known: Tokens = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """``own`` and what was drawn before the last admission."""
     drawn: Draws = ()
     """Draws made before an eviction."""
+
+    @property
+    def mark(self) -> int:
+        """The picture that what is drawn sees, as the last token of the context does."""
+        return int((self.own if len(self.own) else self.prefix.tokens)[-1]) & ~TOKEN
 
 
 EVICTED, CONTINUED, FRESH = range(3)
@@ -114,8 +120,15 @@ class Scheduler:
         if session is not None and session.busy:
             raise UserError(f"session {name!r} has a request under way; needed: one at a time")
 
-    def add(self, ticket: int, request: Request, params: SamplingParams, context: Tokens) -> None:
-        """Queue a request that fits the cache. ``context`` is the request's, as an array."""
+    def add(
+        self,
+        ticket: int,
+        request: Request,
+        params: SamplingParams,
+        context: Tokens,
+        pictures: tuple[Picture, ...] = (),
+    ) -> None:
+        """Queue a request that fits the cache. ``context`` is the request's, as an array, marked with ``pictures``."""
         start, keep = len(context), 0
         session = None
         if request.session is not None:
@@ -132,7 +145,7 @@ class Scheduler:
                 self._idle[session] = self._idle.pop(session)
         prefix = self._prefix(context[:start])
         prefix.claims += 1
-        sequence = Sequence(ticket, request, params, prefix, context[start:], session, keep)
+        sequence = Sequence(ticket, request, params, prefix, context[start:], session, keep, pictures)
         self._queue(CONTINUED if keep else FRESH, sequence)
 
     def admit(self) -> None:
@@ -169,7 +182,7 @@ class Scheduler:
         """The sequence in ``slot`` has its answer; its session, if it is in one, keeps its pages."""
         sequence = self.owner[slot]
         assert isinstance(sequence, Sequence)
-        answer = self.rows.draws(slot)[0][:-1]
+        answer = self.rows.draws(slot)[0][:-1].astype(np.int64) | sequence.mark
         pages = self._stop(sequence)
         session = sequence.session
         if session is None:
@@ -178,6 +191,7 @@ class Scheduler:
             return sequence
         session.prefix, session.own = sequence.prefix, np.concatenate([sequence.own, answer])
         session.pages, session.busy, session.idle_since = pages, False, self.counters.steps
+        session.pictures = sequence.pictures
         self._idle[session] = None
         return sequence
 
@@ -249,7 +263,8 @@ class Scheduler:
             self.owner[prefix.slot] = prefix
         sequence.known = sequence.own
         if sequence.drawn:
-            sequence.known = np.concatenate([sequence.own, sequence.drawn[0]])
+            drawn = sequence.drawn[0].astype(np.int64) | sequence.mark
+            sequence.known = np.concatenate([sequence.own, drawn])
         pages, cached = np.empty(0, dtype=np.int32), 0
         if session is not None and session.pages is not None:
             pages, cached = session.pages, sequence.keep
@@ -266,7 +281,8 @@ class Scheduler:
         params = sequence.params
         kind = self.kinds.setdefault((params.temperature, params.top_k, params.top_p), len(self.kinds))
         watched = bool(params.stop_ids or params.stop_strings)
-        self.rows.will_draw(slot, sequence.request.key, params.max_new_tokens, kind, watched)
+        key, limit = sequence.request.key, params.max_new_tokens
+        self.rows.will_draw(slot, key, limit, kind, watched, sequence.mark)
         if sequence.drawn:
             self.rows.resume(slot, sequence.drawn)
         if prefix.row:

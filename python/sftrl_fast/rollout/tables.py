@@ -33,6 +33,8 @@ class RowTable:
         self.decoding = np.zeros(slots, dtype=bool)
         """Whether what is left is the one token that was drawn last, ``next_token``."""
         self.next_token = np.zeros(slots, dtype=np.int64)
+        self.mark = np.zeros(slots, dtype=np.int64)
+        """What is added to every token drawn: the picture it sees, see :mod:`sftrl_fast.rollout.album`."""
         self.prefix = np.zeros(slots, dtype=np.int32)
         """Row of :class:`PrefixTable`."""
         self.order = np.zeros(slots, dtype=np.int64)
@@ -82,9 +84,9 @@ class RowTable:
         self.pages[slots, at] = pages
         self.page_count[slots] += 1
 
-    def will_draw(self, slot: int, key: RequestKey, limit: int, kind: int, watched: bool) -> None:
+    def will_draw(self, slot: int, key: RequestKey, limit: int, kind: int, watched: bool, mark: int) -> None:
         """How the row's answer is drawn: at most ``limit`` tokens with the uniforms of ``key``."""
-        self.limit[slot], self.kind[slot], self.watched[slot] = limit, kind, watched
+        self.limit[slot], self.kind[slot], self.watched[slot], self.mark[slot] = limit, kind, watched, mark
         for name in ("answer", "plain", "sampled"):
             self._widen(name, limit)
         self._keys[slot] = (key.seed, key.step, key.prompt, key.sample, key.turn)
@@ -127,7 +129,7 @@ class RowTable:
         at = self.drawn[slots]
         self.answer[slots, at], self.plain[slots, at], self.sampled[slots, at] = tokens, plain, sampled
         self.drawn[slots] = at + 1
-        self.next_token[slots] = tokens
+        self.next_token[slots] = tokens | self.mark[slots]
         self.left[slots] = 1
         self.decoding[slots] = True
         ended: npt.NDArray[np.bool_] = at + 1 >= self.limit[slots]

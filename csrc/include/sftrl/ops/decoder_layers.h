@@ -1,4 +1,4 @@
-// All layers of a Llama-type decoder over a paged cache: the other kernels in a row, without a word between.
+// Layers of a Llama-type decoder over a paged cache: the other kernels in a row, without a word between.
 #pragma once
 
 #include <cstddef>
@@ -22,13 +22,14 @@ struct DecoderLayer {
 struct DecoderLayersArgs {
     const DecoderLayer* layers;
     std::int64_t count;             // of layers, at least 1
-    const void* x;                  // [tokens, hidden], the embedded tokens
+    const void* x;                  // [tokens, hidden], the residual stream
     const void *cos, *sin;          // [positions, dim / 2]
     const std::int64_t* positions;  // [tokens]
     const std::int64_t* slots;      // [tokens], where in the cache
     const std::int64_t* wanted;     // [rows] of [0, tokens), ascending
     const void* final_norm;         // [hidden]
     void* out;                      // [rows, hidden], normalised
+    void* total;                    // [rows, hidden], what was normalised; or nullptr
     std::byte* scratch;             // tokens times decoder_layers_scratch elements
     std::int64_t tokens, rows, hidden, feed_forward;
     float eps;
