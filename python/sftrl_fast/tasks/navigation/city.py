@@ -1,6 +1,6 @@
-"""Made-up cities: a street graph by a plan, with named streets and places, and walks through it.
+"""Cities: a street graph with named streets and places, and walks through it; and how one is made up, by a plan.
 
-A city is a function of its row in :data:`CITIES` alone; so is every route.
+A made-up city is a function of its row in :data:`CITIES` alone; so is every route.
 """
 
 from __future__ import annotations
@@ -72,16 +72,17 @@ HOME = "Eastmoor"
 class City:
     """Crossing i lies at ``nodes[i]``; ``ways[i]`` lists what leaves it: neighbour, street, heading in degrees."""
 
-    row: CityRow
+    name: str
+    origin: LatLon
     nodes: NDArray[np.float64]
-    """Metres east and north of ``row.origin``, ``[n, 2]``."""
+    """Metres east and north of ``origin``, ``[n, 2]``."""
     ways: list[list[tuple[int, int, float]]]
     streets: list[str]
     places: dict[int, tuple[str, int]]
     """Crossing -> a place there and the heading from the crossing to it."""
 
     def at(self, node: int) -> LatLon:
-        return moved(self.row.origin, *self.nodes[node].tolist())
+        return moved(self.origin, *self.nodes[node].tolist())
 
     def heading(self, a: int, b: int) -> float:
         """Degrees from crossing ``a`` to ``b``."""
@@ -90,6 +91,16 @@ class City:
 
     def arms(self, node: int) -> tuple[int, ...]:
         return tuple(sorted(round(heading) % 360 for _, _, heading in self.ways[node]))
+
+    def connect(self, a: int, b: int, street: int) -> None:
+        """Lay a piece of ``street`` between two crossings, unless it leaves one of them too close to another."""
+        if self._fits(a, b) and self._fits(b, a):
+            self.ways[a].append((b, street, self.heading(a, b)))
+            self.ways[b].append((a, street, self.heading(b, a)))
+
+    def _fits(self, node: int, other: int) -> bool:
+        heading = self.heading(node, other)
+        return all(abs(wrapped(heading - there)) >= LEAST_ARM_ANGLE for _, _, there in self.ways[node])
 
 
 @lru_cache(maxsize=16)
@@ -105,14 +116,14 @@ def build(row: CityRow) -> City:
     nodes = plan.places(rng, row.rows, row.columns).reshape(-1, 2)
     names = Names(rng)
     pieces, count = _pieces(plan, row)
-    made = City(row, nodes, [[] for _ in nodes], [names.street() for _ in range(count)], {})
+    made = City(row.name, row.origin, nodes, [[] for _ in nodes], [names.street() for _ in range(count)], {})
     for a, b, street in pieces:
-        if rng.random() >= plan.missing and _fits(made, a, b) and _fits(made, b, a):
-            made.ways[a].append((b, street, made.heading(a, b)))
-            made.ways[b].append((a, street, made.heading(b, a)))
+        if rng.random() >= plan.missing:
+            made.connect(a, b, street)
     for node in range(len(nodes)):
         if len(made.ways[node]) >= 2 and rng.random() < PLACE_SHARE:
-            made.places[node] = names.place(), _corner(made.arms(node), rng)
+            arms = made.arms(node)
+            made.places[node] = names.place(), corner(arms, int(rng.integers(len(arms))))
     return made
 
 
@@ -130,15 +141,8 @@ def _pieces(plan: Plan, row: CityRow) -> tuple[list[tuple[int, int, int]], int]:
     return [(int(a), int(b), street) for a, b, street in found], count
 
 
-def _fits(made: City, node: int, other: int) -> bool:
-    """Whether a street from ``node`` to ``other`` keeps its distance from those that are there."""
-    heading = made.heading(node, other)
-    return all(abs(wrapped(heading - there)) >= LEAST_ARM_ANGLE for _, _, there in made.ways[node])
-
-
-def _corner(arms: tuple[int, ...], rng: np.random.Generator) -> int:
-    """The heading to a corner of a crossing: the middle between two neighbouring streets."""
-    which = int(rng.integers(len(arms)))
+def corner(arms: tuple[int, ...], which: int) -> int:
+    """The heading to a corner of a crossing: the middle between the street ``which`` and the next one clockwise."""
     width = (arms[(which + 1) % len(arms)] - arms[which]) % 360 or 360
     return round(arms[which] + width / 2) % 360
 
@@ -185,7 +189,7 @@ def route(town: City, way: Way, name: str, rng: np.random.Generator) -> Route | 
     spots = _spots(town, way.nodes, rng)
     if not POINTS[0] <= len(spots) <= POINTS[1] or len({spot.landmark for spot in spots if spot.key}) < 3:
         return None
-    return Route(name, town.row.name, town.places[way.nodes[-1]][0], spots)
+    return Route(name, town.name, town.places[way.nodes[-1]][0], spots)
 
 
 def _spots(town: City, path: tuple[int, ...], rng: np.random.Generator) -> tuple[Spot, ...]:

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from sftrl_fast.core import UserError
-from sftrl_fast.tasks.navigation.city import CITIES, HOME, city, random_way, route
+from sftrl_fast.tasks.navigation.city import CITIES, HOME, City, city, random_way, route
 from sftrl_fast.tasks.navigation.dataset import Route, read_routes, write_routes
 from sftrl_fast.tasks.seeding import generator
 
@@ -16,6 +16,8 @@ HOME_SETS = {"train": 1000, "validation": 100, "test": 250}
 """Sets of the home city, in the order they are drawn: none shares a run of streets with one before it."""
 AWAY = tuple(name for name in CITIES if name != HOME)
 AWAY_ROUTES = 250
+PATIENCE = 20_000
+"""Walks one after another that came to nothing new, after which a city has no more routes."""
 MINI_ROUTES_A_CITY = 2
 
 SETS = (*HOME_SETS, "cities", "vln-mini")
@@ -50,9 +52,7 @@ def made_routes(name: str) -> tuple[Route, ...]:
     else:
         counts = [AWAY_ROUTES // len(AWAY) + (i < AWAY_ROUTES % len(AWAY)) for i in range(len(AWAY))]
     return tuple(
-        found
-        for place, count in zip(AWAY, counts, strict=True)
-        for found in islice(_routes(place, "away", set(), set()), count)
+        found for place, count in zip(AWAY, counts, strict=True) for found in routes_of(city(place), count)
     )
 
 
@@ -61,26 +61,32 @@ def _home() -> dict[str, tuple[Route, ...]]:
     sets, taken = {}, set[tuple[int, ...]]()
     for name, count in HOME_SETS.items():
         used: set[tuple[int, ...]] = set()
-        sets[name] = tuple(islice(_routes(HOME, name, taken, used), count))
+        sets[name] = tuple(islice(_routes(city(HOME), name, taken, used), count))
         taken |= used
     return sets
 
 
+def routes_of(town: City, count: int) -> tuple[Route, ...]:
+    """``count`` random routes of a city, or as many as it has."""
+    return tuple(islice(_routes(town, "away", set(), set()), count))
+
+
 def _routes(
-    place: str, name: str, taken: set[tuple[int, ...]], used: set[tuple[int, ...]]
+    town: City, name: str, taken: set[tuple[int, ...]], used: set[tuple[int, ...]]
 ) -> Iterator[Route]:
-    """Endlessly many random routes of a city, no two over the same crossings and none with a run of streets that
-    is ``taken``. Their own runs are added to ``used``."""
-    town, number = city(place), 0
-    rng = generator("navigation-routes", f"{place}/{name}", 0)
+    """Random routes of a city, no two over the same crossings and none with a run of streets that is ``taken``. Their
+    own runs are added to ``used``."""
+    number = misses = 0
+    rng = generator("navigation-routes", f"{town.name}/{name}", 0)
     seen: set[tuple[int, ...]] = set()
-    while True:
+    while misses < PATIENCE:
+        misses += 1
         way = random_way(town, rng)
         if way is None or way.nodes in seen or not taken.isdisjoint(way.runs):
             continue
-        found = route(town, way, f"{place}-{name}-{number:04}", rng)
+        found = route(town, way, f"{town.name}-{name}-{number:04}", rng)
         if found is not None:
-            number += 1
+            number, misses = number + 1, 0
             seen.add(way.nodes)
             used |= way.runs
             yield found
