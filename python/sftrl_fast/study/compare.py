@@ -1,4 +1,4 @@
-"""Rates, intervals and paired tests over hands and seeds; the content of ``results.json``.
+"""Rates, intervals and paired tests over items and seeds; the content of ``results.json``.
 
 Two sources of chance are kept apart, since neither stands for the other:
 

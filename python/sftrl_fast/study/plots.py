@@ -21,8 +21,8 @@ from sftrl_fast.study.page import ARM_NAMES, Results
 COLOURS = {"base": "#999999", "warmup": "#E69F00", "sft": "#D55E00", "rl": "#0072B2"}
 """Okabe & Ito's palette, made to be told apart under the common forms of colour blindness."""
 SET_NAMES = {
-    "id_seen": "training rule,\ntraining hands",
-    "id": "training rule,\nnew hands",
+    "id_seen": "training rule,\ntrained items",
+    "id": "training rule,\nnew items",
     "rule_ood": "shifted rule",
     "visual_ood": "shifted look",
 }
