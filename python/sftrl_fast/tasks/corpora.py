@@ -45,11 +45,18 @@ CORPORA = {
         context=2048,
         spread=0.09,
     ),
+    "walks": Corpus(
+        navigation.seen_dialogues,
+        navigation.PIECES,
+        tokenizer_dialogues=0,
+        context=2048,
+    ),
 }
 
 
 READING: dict[str, Callable[[np.random.Generator], Iterator[tuple[Image, np.ndarray]]]] = {
-    "cards": points.tables
+    "cards": points.tables,
+    "walks": navigation.views,
 }
 """Of the corpora with pictures: endless streams of pictures and the class of what each of their regions shows, int
 ``[rows, columns]``, to teach a vision tower with before the dialogues. Their language, and so the tokenizer, is that

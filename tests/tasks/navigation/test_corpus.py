@@ -12,7 +12,8 @@ from sftrl_fast.core import Dialogue
 from sftrl_fast.models import tiny
 from sftrl_fast.models.chat import Chat
 from sftrl_fast.tasks import corpora
-from sftrl_fast.tasks.navigation.corpus import STAGES, WORDING
+from sftrl_fast.tasks.navigation.corpus import SEEN_POINTS, STAGES, WORDING
+from sftrl_fast.tasks.navigation.looks import LOOKS
 from sftrl_fast.tasks.navigation.sets import SETS, made_routes
 from sftrl_fast.train.pack import dialogue_row
 
@@ -76,3 +77,39 @@ def test_fixed_wording_is_few_tokens_and_a_walk_fits_the_context(dialogues: list
     inside = tokenizer("O_2: Blue Fox Cafe is on your left", add_special_tokens=False)["input_ids"]
     quoted = tokenizer('"Blue Fox Cafe is on your left', add_special_tokens=False)["input_ids"]
     assert inside[-5:] == quoted[-5:]
+
+
+def test_walks_by_street_views_show_a_picture_at_each_point_and_tell_no_landmark() -> None:
+    stream = corpora.stream("walks", np.random.default_rng(3))
+    found = list(islice(stream, 30))
+    for dialogue in found:
+        asked, answers = dialogue[::2], dialogue[1::2]
+        assert all(message.image is not None for message in asked)
+        assert all(message.image is None for message in answers)
+        assert sum(message.trained for message in answers) <= SEEN_POINTS
+        assert json.loads(answers[-1].text)["action"] == "stop()"
+        assert not any(" is on your " in message.text.split("O_")[-1] for message in asked)
+    assert any(" is on your " in message.text for dialogue in found for message in dialogue[1::2])
+
+
+def test_labels_of_street_views_say_where_streets_and_signs_are() -> None:
+    found = list(islice(corpora.READING["walks"](np.random.default_rng(4)), 400))
+    labels = np.stack([label for _, label in found])
+    assert labels.shape == (400, 2, 2)
+    assert set(np.unique(labels)) == {0, 1, 2, 3}
+    assert ((labels >= 2).sum((1, 2)) <= 1).all(), "one landmark a point"
+    assert 0.1 < (labels >= 2).any((1, 2)).mean() < 0.6
+    # A sign is a board in a colour that its city has for nothing else.
+    for image, label in found:
+        assert all(_board(view) for view in _views(image, label >= 2))
+        assert not any(_board(view) for view in _views(image, label < 2))
+
+
+def _views(image: np.ndarray, wanted: np.ndarray) -> list[np.ndarray]:
+    half = len(image) // 2
+    parts = image.reshape(2, half, 2, half, 3).swapaxes(1, 2)
+    return [parts[row, column] for row, column in np.argwhere(wanted)]
+
+
+def _board(view: np.ndarray) -> bool:
+    return max(int((view == look.sign).all(-1).sum()) for look in LOOKS.values()) > 20

@@ -54,7 +54,7 @@ def street_view(spot: Spot, city: str, size: int, views: str = "exact") -> Pixel
     # Pillow drops the fourth byte several times faster than a strided copy.
     grid = np.array(Image.frombuffer("RGBX", (size, size), words, "raw", "RGBX", 0, 1).convert("RGB"))
     if spot.sight is not None:
-        place = _view_with(spot, headings)
+        place = view_with(spot, headings)
         top, left = place // 2 * half, place % 2 * half
         _sign(grid[top : top + half, left : left + half], spot, headings[place], look)
     # A line between the views.
@@ -180,8 +180,8 @@ def _paving(spot: Spot, heading: float, forward: Floats, sideways: Floats) -> ND
     return kind
 
 
-def _view_with(spot: Spot, headings: list[int]) -> int:
-    """Which view shows the landmark: ahead, to its side or behind, seen from the walker."""
+def view_with(spot: Spot, headings: list[int]) -> int:
+    """Which of the views in these directions shows the landmark: ahead, to its side or behind, seen from the walker."""
     assert spot.sight is not None
     off = wrapped(spot.sight - spot.heading)
     side = spot.heading + (
