@@ -22,7 +22,7 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from harness import Bench
+from harness import Bench, machine_device
 from sftrl_fast.models.load import LanguageModel, load
 from sftrl_fast.models.sight import Tower, give_sight
 from sftrl_fast.rollout.engine import NativeEngine
@@ -40,12 +40,14 @@ CROSS = (3, 7, 11, 15, 19, 23, 27, 31)
 
 
 def tiny_image() -> LanguageModel:
-    return load("tiny-image", dtype="float32", device="cpu")
+    return load("tiny-image", dtype="float32", device=str(machine_device()))
 
 
 def smollm2_with_sight() -> LanguageModel:
     torch.manual_seed(0)
-    seeing = give_sight(load("smollm2-135m", dtype="bfloat16", device="cpu"), VIT_SMALL, CROSS)
+    seeing = give_sight(
+        load("smollm2-135m", dtype="bfloat16", device=str(machine_device())), VIT_SMALL, CROSS
+    )
     torch.nn.Module.to(seeing.model, torch.bfloat16)
     seeing.model.eval()
     return seeing
@@ -62,9 +64,9 @@ def naive(language: LanguageModel, pictures: list[np.ndarray], processor: Any) -
     rows = [picture for picture in pictures for _ in range(GROUP)]
     inputs = processor([[Image.fromarray(picture)] for picture in rows], return_tensors="pt")
     del inputs["num_tiles"]
-    ids = torch.tensor([language.chat.prompt_ids(QUESTION, rows[0])] * len(rows))
-    seen = (ids == language.model.config.image_token_index).cumsum(1)[:, :, None, None]
     model: Any = language.model
+    ids = torch.tensor([language.chat.prompt_ids(QUESTION, rows[0])] * len(rows), device=model.device)
+    seen = (ids == language.model.config.image_token_index).cumsum(1)[:, :, None, None]
     model.generate(
         inputs=ids,
         attention_mask=torch.ones_like(ids),
@@ -72,7 +74,7 @@ def naive(language: LanguageModel, pictures: list[np.ndarray], processor: Any) -
         generation_config=GenerationConfig(
             max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, eos_token_id=0, pad_token_id=0
         ),
-        **inputs,
+        **inputs.to(model.device),
     )
 
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "ops"))
 from rates import copy_bandwidth, matrix_rate
 
 from bench_pictures import MODELS, bench_model
-from harness import ROOT, Bench
+from harness import ROOT, Bench, machine_device
 from peers import own
 from peers.process import Peer, PeerError, worker_env
 from peers.weights import folder, gguf_file
@@ -95,7 +95,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def prepare(bench: Bench) -> tuple[Weights, dict[str, list[str]]]:
     """The model's sizes, and the command of each side that can be started, the slowest to start first."""
     args = bench.args
-    language = load(args.model, dtype="bfloat16", device="cpu")
+    language = load(args.model, dtype="bfloat16", device=str(machine_device()))
     wanted = args.sides or [*own.SIDES, *INSTALLED]
     commands: dict[str, list[str]] = {}
     for peer, variable in INSTALLED.items():
@@ -151,7 +151,8 @@ def started(bench: Bench, weights: Weights, commands: Mapping[str, list[str]]) -
 def floors(weights: Weights, threads: int) -> Callable[[int, int], tuple[float, float]]:
     """Seconds that prompts and one step cannot go below here, from (tokens of all prompts, sequences)."""
     torch.set_num_threads(threads)
-    bandwidth, rate = copy_bandwidth(), matrix_rate(torch.bfloat16)
+    device = machine_device()
+    bandwidth, rate = copy_bandwidth(device), matrix_rate(torch.bfloat16, device)
     print(f"copy {bandwidth / 1e9:.1f} GB/s, bfloat16 products {rate / 1e9:.0f} GFLOP/s")
 
     def of_rows(rows: int) -> float:

@@ -24,7 +24,7 @@ from transformers import MllamaConfig, MllamaForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from harness import Bench
+from harness import Bench, machine_device
 from sftrl_fast.models.mllama import Mllama
 from sftrl_fast.rollout.engine import NativeEngine
 from sftrl_fast.rollout.request import Request, RequestKey, SamplingParams
@@ -36,20 +36,29 @@ STEPS = 5
 THREADS = 2
 H100_BYTES, H100_OPERATIONS = 3.35e12, 989e12
 """A second, SXM5: memory, and dense bf16 products (NVIDIA's data sheet)."""
-QUICK = {"text": {"vocab_size": 512, "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 96}}  # fmt: skip  # noqa: E501
-IMAGE_SIZE, QUICK_IMAGE_SIZE = 560, 56
+VISION = {"image_size": 560}
 """Pixels along a tile, as the Instruct checkpoint has them."""
+QUICK_TEXT = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+}
+QUICK_VISION = {
+    "image_size": 56,
+    "hidden_size": 32,
+    "attention_heads": 2,
+    "intermediate_size": 48,
+    "vision_output_dim": 192,
+}
 
 
 def configuration(quick: bool) -> MllamaConfig:
     """transformers' defaults are the 11B model's, but for the tile of the Instruct checkpoint."""
-    text = dict(QUICK["text"]) if quick else {}
-    vision: dict[str, Any] = {"image_size": QUICK_IMAGE_SIZE if quick else IMAGE_SIZE}
-    if quick:
-        vision |= {"hidden_size": 32, "attention_heads": 2, "intermediate_size": 48, "vision_output_dim": 192}
-    config = MllamaConfig(
-        text_config=text, vision_config=vision, image_token_index=text.get("vocab_size", 128256)
-    )
+    text, vision = (QUICK_TEXT, QUICK_VISION) if quick else ({}, VISION)
+    config = MllamaConfig(text_config=dict(text), vision_config=dict(vision))
+    config.image_token_index = config.text_config.vocab_size
     config.text_config.pad_token_id = 0
     return config
 
@@ -274,7 +283,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def main() -> None:
     bench = Bench("rollout_11b", __doc__ or "", options=options)
     torch.set_num_threads(bench.args.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = machine_device()
     config, case = configuration(bench.args.quick), f"seqs={SEQUENCES}"
     sizes(bench, case, config)
     if device.type == "cuda" or bench.args.whole:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "ops"))
 
 from rates import matrix_rate
 
-from harness import MEBIBYTE, ROOT, Bench
+from harness import MEBIBYTE, ROOT, Bench, machine_device
 from peers.process import Peer, PeerError, worker_env
 from peers.weights import folder
 from sftrl_fast.models.load import LanguageModel, load
@@ -126,7 +126,7 @@ def floors(bench: Bench, language: LanguageModel, size: Size) -> None:
     tokens once, the vocabulary's weights for answer tokens only."""
     head = language.model.get_output_embeddings().weight.numel()
     body = sum(p.numel() for p in language.model.get_decoder().layers.parameters())
-    rate = matrix_rate(torch.bfloat16)
+    rate = matrix_rate(torch.bfloat16, machine_device())
     print(f"bfloat16 products {rate / 1e9:.0f} GFLOP/s")
     answered = size.answers * size.answer_tokens
     for metric, prompts in (("update_time", size.prompts), ("sft_time", size.answers)):
@@ -138,7 +138,7 @@ def main() -> None:
     bench = Bench("train_step", __doc__ or "", options=options)
     args = bench.args
     torch.set_num_threads(args.threads)
-    language = load(args.model, dtype="bfloat16", device="cpu")
+    language = load(args.model, dtype="bfloat16", device=str(machine_device()))
     weights = folder(language, args.model)
     size = QUICK if args.quick else FULL
     floors(bench, language, size)

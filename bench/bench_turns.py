@@ -9,7 +9,7 @@ import argparse
 import random
 from collections.abc import Callable
 
-from harness import Bench
+from harness import Bench, machine_device
 from peers.own import hf_backend, native
 from sftrl_fast.models.load import load
 from sftrl_fast.rollout.request import Engine, Request, RequestKey, SamplingParams
@@ -55,7 +55,7 @@ def added(episodes: int) -> int:
 def main() -> None:
     bench = Bench("turns", __doc__ or "", options=options)
     episodes = QUICK_EPISODES if bench.args.quick else EPISODES
-    model = load(bench.args.model, dtype="bfloat16", device="cpu").model
+    model = load(bench.args.model, dtype="bfloat16", device=str(machine_device())).model
     vocabulary = model.get_input_embeddings().weight.shape[0]
     engines: dict[str, tuple[Engine, bool]] = {
         BASE: (native(model), True),

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rates import copy_bandwidth
 
-from harness import Bench
+from harness import Bench, machine_device
 from sftrl_fast.ops.advantage import gae, group_advantage
 from sftrl_fast.ops.dispatch import availability
 
@@ -49,13 +49,12 @@ def cases(count: int, device: torch.device) -> Iterator[tuple[str, Sides, int]]:
 
 def main() -> None:
     bench = Bench("advantage", "Rewards compared within groups, and generalised advantage estimates")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bandwidth = copy_bandwidth() if device.type == "cpu" else 0.0
+    device = machine_device()
+    bandwidth = copy_bandwidth(device)
     for count in QUICK if bench.args.quick else REWARDS:
         for case, runs, moved in cases(count, device):
             bench.compare(case, "time", "us", runs, ratio_to="torch", repeat=9, scale="us", memory=False)
-            if bandwidth:
-                bench.value(case, "floor", "time", moved / bandwidth * 1e6, "us")
+            bench.value(case, "floor", "time", moved / bandwidth * 1e6, "us")
     bench.finish()
 
 

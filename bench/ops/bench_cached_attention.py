@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -14,10 +13,13 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from harness import MEBIBYTE, Bench
+from rates import copy_bandwidth, matrix_rate
+
+from harness import MEBIBYTE, Bench, machine_device
 from sftrl_fast.ops.attention import CacheRows, cached_attention
 from sftrl_fast.ops.dispatch import availability
 
+DEVICE = machine_device()
 HEADS, KV_HEADS, WIDTH = 9, 3, 64
 LAYERS = 16
 """Caches that a side walks through, one a run: a decode step finds the last layer's cache in memory, not near."""
@@ -54,14 +56,18 @@ def rows(work: Work) -> tuple[CacheRows, int]:
     """Tables with pages at random places, and the number of pages."""
     counts = [-(-n // work.page) for n in (work.prefix, work.own)]
     pages = work.groups * counts[0] + work.sequences * counts[1]
-    prefix, own = torch.randperm(pages).int().split([work.groups * counts[0], work.sequences * counts[1]])
+    prefix, own = (
+        torch.randperm(pages, device=DEVICE)
+        .int()
+        .split([work.groups * counts[0], work.sequences * counts[1]])
+    )
     table = CacheRows(
-        query_offsets=torch.arange(work.sequences + 1).mul(work.queries).int(),
-        prefix_of=torch.arange(work.groups).repeat_interleave(work.members).int(),
+        query_offsets=torch.arange(work.sequences + 1, device=DEVICE).mul(work.queries).int(),
+        prefix_of=torch.arange(work.groups, device=DEVICE).repeat_interleave(work.members).int(),
         prefix_pages=prefix.view(work.groups, counts[0]).contiguous(),
-        prefix_lengths=torch.full((work.groups,), work.prefix).int(),
+        prefix_lengths=torch.full((work.groups,), work.prefix, device=DEVICE).int(),
         own_pages=own.view(work.sequences, counts[1]).contiguous(),
-        own_lengths=torch.full((work.sequences,), work.own).int(),
+        own_lengths=torch.full((work.sequences,), work.own, device=DEVICE).int(),
     )
     table.check(work.sequences * work.queries, pages, work.page)
     return table, pages
@@ -69,8 +75,9 @@ def rows(work: Work) -> tuple[CacheRows, int]:
 
 def paged_sides(work: Work) -> dict[str, Callable[[], object]]:
     table, pages = rows(work)
-    q = torch.randn(work.sequences * work.queries, HEADS, WIDTH).to(work.dtype)
-    caches = [torch.randn(2, pages, KV_HEADS, work.page, WIDTH).to(work.dtype) for _ in range(LAYERS)]
+    q = torch.randn(work.sequences * work.queries, HEADS, WIDTH, device=DEVICE).to(work.dtype)
+    shape = (2, pages, KV_HEADS, work.page, WIDTH)
+    caches = [torch.randn(shape, device=DEVICE).to(work.dtype) for _ in range(LAYERS)]
 
     def side(impl: str) -> Callable[[], object]:
         layers: Iterator[Tensor] = cycle(caches)
@@ -87,10 +94,9 @@ def paged_sides(work: Work) -> dict[str, Callable[[], object]]:
 def sdpa(work: Work, layers: int) -> Callable[[], object]:
     """The same attention where each sequence and head holds all its keys and values; queries fit the end."""
     length = work.prefix + work.own
-    q = torch.randn(work.sequences, HEADS, work.queries, WIDTH).to(work.dtype)
-    caches = cycle(
-        [torch.randn(2, work.sequences, HEADS, length, WIDTH).to(work.dtype) for _ in range(layers)]
-    )
+    q = torch.randn(work.sequences, HEADS, work.queries, WIDTH, device=DEVICE).to(work.dtype)
+    shape = (2, work.sequences, HEADS, length, WIDTH)
+    caches = cycle([torch.randn(shape, device=DEVICE).to(work.dtype) for _ in range(layers)])
     causal = work.queries > 1
     if causal and work.queries != length:
         raise ValueError("SDPA's causal mask needs as many queries as keys")
@@ -119,23 +125,15 @@ class Machine:
     bandwidth: float
     """Of a copy, bytes read and bytes written, a second."""
     rates: dict[torch.dtype, float]
-    """Of torch's matrix product, operations a second."""
+    """Of a large matrix product, operations a second."""
 
 
-def measure_machine(bench: Bench, repeat: int) -> Machine:
-    source = torch.ones(64 * MEBIBYTE, dtype=torch.uint8)
-    target, side = torch.empty_like(source), 1024
-    seconds = timed(bench, "machine", "copy_time", {"torch": lambda: target.copy_(source)}, repeat)
-    bandwidth = 2 * source.numel() / seconds["torch"]
+def measure_machine(bench: Bench) -> Machine:
+    bandwidth = copy_bandwidth(DEVICE)
     bench.value("machine", "torch", "copy bandwidth", bandwidth / 1e9, "GB/s")
-    rates = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        a = torch.randn(side, side).to(dtype)
-        seconds = timed(
-            bench, f"machine, {dtype}", "matmul_time", {"torch": partial(torch.matmul, a, a)}, repeat
-        )
-        rates[dtype] = 2 * side**3 / seconds["torch"]
-        bench.value(f"machine, {dtype}", "torch", "matmul rate", rates[dtype] / 1e9, "GFLOP/s")
+    rates = {dtype: matrix_rate(dtype, DEVICE) for dtype in (torch.bfloat16, torch.float32)}
+    for dtype, rate in rates.items():
+        bench.value(f"machine, {dtype}", "torch", "matmul rate", rate / 1e9, "GFLOP/s")
     return Machine(bandwidth, rates)
 
 
@@ -157,7 +155,7 @@ def main() -> None:
     bench = Bench("cached_attention", "Decode and prefill attention over a paged cache with shared prefixes")
     torch.manual_seed(0)
     groups, repeat = (2, 5) if bench.args.quick else (8, 15)
-    machine = measure_machine(bench, repeat)
+    machine = measure_machine(bench)
     for page in (16, 32, 64):
         case = f"{8 * groups} rows, groups of 8, page {page}"
         measure(bench, machine, case, "decode_time", Work(groups, 8, 130, 64, page=page), repeat)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rates import copy_bandwidth, matrix_rate
 
-from harness import Bench
+from harness import Bench, machine_device
 from sftrl_fast.models.decoder import Decoder
 from sftrl_fast.models.load import load
 from sftrl_fast.ops.attention import CacheRows
@@ -42,7 +42,7 @@ Sides = dict[str, Callable[[], object]]
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Bytes and bfloat16 operations a second, measured in this run; 0 on a GPU."""
+    """Bytes and bfloat16 operations a second, measured in this run."""
 
     device: torch.device
     bandwidth: float
@@ -119,25 +119,20 @@ def decoder_layers(bench: Bench, machine: Machine) -> None:
         case = f"decoder_layers, {sequences} sequences of {CONTEXT} tokens, bfloat16"
         runs = {name: decode_step(decoder, sequences) for name, decoder in decoders.items()}
         bench.compare(case, "decode_time", "ms", runs, ratio_to="torch", repeat=9, scale="ms")
-        if machine.bandwidth:
-            floor = max(2 * products / machine.bandwidth, 2 * products * sequences / machine.rate)
-            bench.value(case, "floor", "decode_time", floor * 1e3, "ms")
+        floor = max(2 * products / machine.bandwidth, 2 * products * sequences / machine.rate)
+        bench.value(case, "floor", "decode_time", floor * 1e3, "ms")
 
 
 def main() -> None:
     bench = Bench("decode_ops", "The ops of a decode step between its products, and all layers in one call")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    on_cpu = device.type == "cpu"
-    machine = Machine(
-        device, copy_bandwidth() if on_cpu else 0.0, matrix_rate(torch.bfloat16) if on_cpu else 0.0
-    )
+    device = machine_device()
+    machine = Machine(device, copy_bandwidth(device), matrix_rate(torch.bfloat16, device))
     for dtype in (torch.bfloat16, torch.float32):
         for rows in QUICK_ROWS if bench.args.quick else ROWS:
             for op, (runs, moved) in small_ops(rows, dtype, device).items():
                 case = f"{op}, {rows} rows, {str(dtype).removeprefix('torch.')}"
                 bench.compare(case, "time", "us", runs, ratio_to="torch", repeat=15, scale="us", memory=False)
-                if on_cpu:
-                    bench.value(case, "floor", "time", moved / machine.bandwidth * 1e6, "us")
+                bench.value(case, "floor", "time", moved / machine.bandwidth * 1e6, "us")
     decoder_layers(bench, machine)
     bench.finish()
 

@@ -22,7 +22,7 @@ CASES = {"cards": (1200, 1200, 560), "street views": (2405, 2405, 560), "small":
 
 def main() -> None:
     bench = Bench("image_tiles", "Scale, cut and normalise one picture")
-    bandwidth = copy_bandwidth()
+    bandwidth = copy_bandwidth(torch.device("cpu"))
     for name, (height, width, tile) in CASES.items():
         if bench.args.quick and name != "small":
             continue

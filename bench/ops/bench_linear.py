@@ -43,9 +43,10 @@ def onednn(weights: list[torch.Tensor], x: torch.Tensor) -> Callable[[], None]:
 def main() -> None:
     bench = Bench("linear", "Product with a packed weight that is not in any cache")
     quick = bench.args.quick
-    bandwidth = copy_bandwidth()
+    cpu = torch.device("cpu")
+    bandwidth = copy_bandwidth(cpu)
     for dtype in (torch.bfloat16, torch.float32):
-        rate = matrix_rate(dtype)
+        rate = matrix_rate(dtype, cpu)
         for name, (k, n) in SHAPES.items():
             if quick and name == "vocabulary":
                 continue

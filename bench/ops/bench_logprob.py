@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rates import copy_bandwidth, matrix_rate
 
-from harness import MEBIBYTE, Bench
+from harness import MEBIBYTE, Bench, machine_device
 from sftrl_fast.ops.dispatch import availability
 from sftrl_fast.ops.logprob import logprob
 
@@ -87,11 +87,10 @@ def extra_memory(bench: Bench, first: int, case: str, metric: str, gradients: in
 
 def main() -> None:
     bench = Bench("logprob", "Log-probability of given tokens, straight from hidden states")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    on_cpu, quick = device.type == "cpu", bench.args.quick
-    bandwidth = copy_bandwidth() if on_cpu else 0.0
+    device, quick = machine_device(), bench.args.quick
+    bandwidth = copy_bandwidth(device)
     for dtype in (torch.bfloat16, torch.float32):
-        rate = matrix_rate(dtype) if on_cpu else 0.0
+        rate = matrix_rate(dtype, device)
         for rows, width, vocab in QUICK if quick else SHAPES:
             hidden = torch.randn(rows, width, dtype=dtype, device=device, requires_grad=True)
             weight = torch.randn(vocab, width, device=device).div_(width**0.5).to(dtype).requires_grad_()
@@ -107,11 +106,10 @@ def main() -> None:
                 bench.compare(case, metric, "ms", runs, ratio_to="torch_naive", repeat=repeat, scale="ms")
                 gradients = hidden.nbytes + weight.nbytes if metric == "train_time" else 0
                 extra_memory(bench, first, case, metric, gradients)
-                if on_cpu:
-                    # Products with the logits computed twice, over the rate; beside it the weight's bytes, once.
-                    operations = 2 * products * rows * width * vocab
-                    floor = max(operations / rate, vocab * width * dtype.itemsize / bandwidth)
-                    bench.value(case, "floor", metric, floor * 1e3, "ms")
+                # Products with the logits computed twice, over the rate; beside it the weight's bytes, once.
+                operations = 2 * products * rows * width * vocab
+                floor = max(operations / rate, vocab * width * dtype.itemsize / bandwidth)
+                bench.value(case, "floor", metric, floor * 1e3, "ms")
             hidden.grad = weight.grad = None
     bench.finish()
 

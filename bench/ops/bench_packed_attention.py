@@ -14,8 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rates import copy_bandwidth, matrix_rate
 
-from harness import Bench
+from harness import Bench, machine_device
 from sftrl_fast.ops.attention import PackedRows, packed_attention
+from sftrl_fast.ops.dispatch import availability
+
+DEVICE = machine_device()
 
 QUERY_HEADS, KV_HEADS, WIDTH = 9, 3, 64
 """SmolLM2-135M's."""
@@ -72,15 +75,15 @@ def _pairs(length: int) -> float:
 
 
 def _rows(lengths: list[int], parents: list[int]) -> PackedRows:
-    offsets = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    return PackedRows(offsets, torch.tensor(parents, dtype=torch.int32))
+    offsets = torch.tensor([0, *lengths]).cumsum(0).to(DEVICE, torch.int32)
+    return PackedRows(offsets, torch.tensor(parents, dtype=torch.int32, device=DEVICE))
 
 
 def ours(rows: PackedRows, dtype: torch.dtype, impl: str) -> Callable[[], object]:
     """Forward and backward over packed rows."""
     tokens = int(rows.offsets[-1])
     q, k, v, grad = (
-        torch.randn(tokens, heads, WIDTH, dtype=dtype, requires_grad=True)
+        torch.randn(tokens, heads, WIDTH, dtype=dtype, device=DEVICE, requires_grad=True)
         for heads in (QUERY_HEADS, KV_HEADS, KV_HEADS, QUERY_HEADS)
     )
 
@@ -92,9 +95,9 @@ def ours(rows: PackedRows, dtype: torch.dtype, impl: str) -> Callable[[], object
 
 
 def sdpa(rows: int, length: int, dtype: torch.dtype) -> Callable[[], object]:
-    """torch's own over unshared rows of one length, so without padding; its fused path on the CPU."""
+    """torch's own over unshared rows of one length, so without padding; its fused path."""
     shapes = ((rows, heads, length, WIDTH) for heads in (QUERY_HEADS, KV_HEADS, KV_HEADS, QUERY_HEADS))
-    q, k, v, grad = (torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes)
+    q, k, v, grad = (torch.randn(shape, dtype=dtype, device=DEVICE, requires_grad=True) for shape in shapes)
 
     def run() -> object:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
@@ -112,14 +115,18 @@ class Machine:
     itemsize: int
 
 
-def floors(bench: Bench, label: str, case: Case, machine: Machine, seconds: dict[str, float]) -> None:
+def floors(
+    bench: Bench, label: str, case: Case, machine: Machine, impls: list[str], seconds: dict[str, float]
+) -> None:
     """Rows of the least time by operations and by bytes, the part of it reached, and the operations saved."""
     operations, moved = case.operations(), case.bytes_moved(machine.itemsize)
-    for side, flops, size in zip(("cpp", "cpp unshared"), operations, moved, strict=True):
+    for rows, flops, size in zip(("", " unshared"), operations, moved, strict=True):
         least = {"operations": flops / machine.rate, "bytes": size / machine.bandwidth}
         for what, value in least.items():
-            bench.value(label, f"floor of {side}", f"{what} over the measured rate", value * 1e3, "ms")
-        bench.value(label, side, "part of the floor reached", max(least.values()) / seconds[side], "")
+            bench.value(label, f"floor{rows}", f"{what} over the measured rate", value * 1e3, "ms")
+        for impl in impls:
+            reached = max(least.values()) / seconds[impl + rows]
+            bench.value(label, impl + rows, "part of the floor reached", reached, "")
     bench.value(label, "operations", "unshared / shared", operations[1] / operations[0], "")
 
 
@@ -128,19 +135,20 @@ def main() -> None:
     bench.missing(
         "torch nested tensors", "their scaled_dot_product_attention has no CPU backward over ragged rows"
     )
-    bandwidth = copy_bandwidth()
+    bandwidth = copy_bandwidth(DEVICE)
     for dtype in (torch.bfloat16, torch.float32):
-        rate = matrix_rate(dtype)
+        rate = matrix_rate(dtype, DEVICE)
+        probe = torch.zeros(1, dtype=dtype, device=DEVICE)
+        impls = [row.impl for row in availability("packed_attention", probe) if row.available]
+        fast = [impl for impl in impls if impl != "torch"]
         for name, case in list(CASES.items())[: 1 if bench.args.quick else None]:
             label = f"{name}, {str(dtype).removeprefix('torch.')}"
-            sides = {
-                "cpp": ours(case.shared(), dtype, "cpp"),
-                "cpp unshared": ours(case.unshared(), dtype, "cpp"),
-                "torch": ours(case.shared(), dtype, "torch"),
-                "torch SDPA unshared": sdpa(case.groups * case.answers, case.prompt + case.answer, dtype),
-            }
-            seconds = bench.compare(label, "train_time", "ms", sides, ratio_to="cpp unshared", scale="ms")
-            floors(bench, label, case, Machine(rate, bandwidth, dtype.itemsize), seconds)
+            sides = {impl: ours(case.shared(), dtype, impl) for impl in impls}
+            sides |= {f"{impl} unshared": ours(case.unshared(), dtype, impl) for impl in fast}
+            sides["torch SDPA unshared"] = sdpa(case.groups * case.answers, case.prompt + case.answer, dtype)
+            base = f"{fast[0]} unshared"
+            seconds = bench.compare(label, "train_time", "ms", sides, ratio_to=base, scale="ms")
+            floors(bench, label, case, Machine(rate, bandwidth, dtype.itemsize), fast, seconds)
     bench.finish()
 
 

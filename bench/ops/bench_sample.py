@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rates import copy_bandwidth
 
-from harness import Bench
+from harness import Bench, machine_device
 from sftrl_fast.ops.dispatch import availability
 from sftrl_fast.ops.sample import sample
 
@@ -54,8 +54,8 @@ def sides(logits: Tensor, uniforms: Tensor, settings: dict[str, Any]) -> dict[st
 
 def main() -> None:
     bench = Bench("sample", "Drawing a token a row, with both of its log-probabilities")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bandwidth = copy_bandwidth() if device.type == "cpu" else 0.0
+    device = machine_device()
+    bandwidth = copy_bandwidth(device)
     for rows, vocab in QUICK if bench.args.quick else SHAPES:
         logits = (torch.randn(rows, vocab, device=device) * 3).to(torch.bfloat16)
         uniforms = torch.rand(rows, device=device)
@@ -63,8 +63,8 @@ def main() -> None:
             case = f"B={rows} V={vocab} bfloat16 {name}"
             runs = sides(logits, uniforms, settings)
             bench.compare(case, "time", "ms", runs, ratio_to="torch_naive", repeat=9, scale="ms")
-            if bandwidth:  # each logit is read once
-                bench.value(case, "floor", "time", logits.nbytes / bandwidth * 1e3, "ms")
+            # Each logit is read once.
+            bench.value(case, "floor", "time", logits.nbytes / bandwidth * 1e3, "ms")
     bench.finish()
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from harness import machine_device
 from sftrl_fast.models.load import load
 from sftrl_fast.rollout.engine import NativeEngine
 from sftrl_fast.rollout.hf_backend import HFBackend
@@ -52,7 +53,7 @@ def hf(model: PreTrainedModel) -> Generate:
     model.generation_config = GenerationConfig()  # no stop token, no settings that came with the weights
 
     def run(request: dict[str, Any]) -> list[tuple[int, int]]:
-        ids = torch.tensor(request["prompts"])
+        ids = torch.tensor(request["prompts"], device=model.device)
         torch.manual_seed(request["seed"])
         out = model.generate(
             ids,
@@ -122,7 +123,7 @@ SIDES: dict[str, Callable[[PreTrainedModel], Generate]] = {
 def make(side: str, model: str, threads: int) -> Generate:
     """The side, ready, on bfloat16 weights."""
     torch.set_num_threads(threads)
-    loaded = load(model, dtype="bfloat16", device="cpu").model.eval()
+    loaded = load(model, dtype="bfloat16", device=str(machine_device())).model.eval()
     generate = SIDES[side](loaded)
 
     def run(request: dict[str, Any]) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ from serve import Answer, serve
 from serve import Request as Work
 from training import GROUP, LEARNING_RATE, Meter, reward
 
+from harness import machine_device
 from sftrl_fast.config import load_config
 from sftrl_fast.core import Episode, Group, Row, Turn, Verdict
 from sftrl_fast.models.load import LanguageModel, load
@@ -137,7 +138,7 @@ def sft(language: LanguageModel, meter: Meter) -> Callable[[Work], Answer]:
 
 def make(kind: str, model: str, threads: int) -> Callable[[Work], Answer]:
     torch.set_num_threads(threads)
-    language = load(model, dtype="bfloat16", device="cpu")
+    language = load(model, dtype="bfloat16", device=str(machine_device()))
     language.model.train()
     return {"grpo": grpo, "sft": sft}[kind](language, Meter())
 

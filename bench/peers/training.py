@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
+
 from harness import resident_after_reset, status_bytes
 
 GROUP = 8
@@ -24,11 +26,12 @@ def reward(answer: Sequence[int]) -> float:
 
 
 class Meter:
-    """Time and memory of one piece of work at a time."""
+    """Time and memory of one piece of work at a time: the GPU's memory where there is one, else the process's."""
 
     def __init__(self) -> None:
-        """``base``: resident bytes now, with the weights and nothing else."""
-        self.base = status_bytes("VmRSS", "self")
+        """``base``: bytes now, with the weights and nothing else."""
+        self.on_gpu = torch.cuda.is_available()
+        self.base = torch.cuda.memory_allocated() if self.on_gpu else status_bytes("VmRSS", "self")
         self.seconds = 0.0
 
     @contextmanager
@@ -38,11 +41,17 @@ class Meter:
         self.stop()
 
     def start(self) -> None:
-        resident_after_reset("self")
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            resident_after_reset("self")
         self._began = time.perf_counter()
 
     def stop(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize()
         self.seconds = time.perf_counter() - self._began
 
     def answer(self) -> dict[str, object]:
-        return {"seconds": self.seconds, "peak": max(0, status_bytes("VmHWM", "self") - self.base)}
+        peak = torch.cuda.max_memory_allocated() if self.on_gpu else status_bytes("VmHWM", "self")
+        return {"seconds": self.seconds, "peak": max(0, peak - self.base)}

@@ -22,6 +22,8 @@ from training import GROUP, LEARNING_RATE, Meter, reward
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
+from harness import machine_device
+
 MICRO_BATCH = 8
 """TRL's default."""
 PACK_TOKENS = 1024
@@ -84,7 +86,7 @@ class TokenGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 def common(kind: type, checkpointing: bool, **own: Any) -> Any:
     return kind(
         output_dir=tempfile.mkdtemp(prefix="bench_trl_"),
-        use_cpu=True,
+        use_cpu=machine_device().type == "cpu",
         bf16=False,
         learning_rate=LEARNING_RATE,
         gradient_checkpointing=checkpointing,
@@ -177,7 +179,7 @@ def sft(
 def load(kind: str, folder: str, threads: int, checkpointing: bool) -> Callable[[Work], Answer]:
     torch.set_num_threads(threads)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(machine_device())
     return {"grpo": grpo, "sft": sft}[kind](model, tokenizer, Meter(), checkpointing)
 
 

@@ -18,6 +18,7 @@ from sftrl_fast.models.chat import Chat
 from sftrl_fast.models.decoder import Decoder
 from sftrl_fast.models.forward_pass import set_pass
 from sftrl_fast.models.load import LanguageModel, load
+from sftrl_fast.models.vision import CrossVision
 from sftrl_fast.ops.dispatch import choose
 from sftrl_fast.rollout.engine import NativeEngine
 from sftrl_fast.rollout.episodes import run_episodes
@@ -110,7 +111,7 @@ def make_engine(language: LanguageModel, config: Config) -> Engine:
         )  # fmt: skip
     return NativeEngine(
         language.model, chat.stop_ids, max_sequences=settings.max_sequences, cache_tokens=settings.cache_tokens,
-        decode=chat.decode, vision=language.vision,
+        decode=chat.decode, vision=language.vision if isinstance(language.vision, CrossVision) else None,
     )  # fmt: skip
 
 

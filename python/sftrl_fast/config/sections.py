@@ -132,6 +132,10 @@ class PretrainConfig(Section):
         description="with pictures: optimizer steps of the vision tower alone, ahead of the dialogues",
     )
     reading_batch: int = Field(64, ge=1, description="with pictures: pictures each of those steps")
+    keep_text: bool = Field(
+        False,
+        description="with pictures: leave the text model's own weights as they are, and so its answers to text",
+    )
     seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the dialogues and of the initial weights")
     steps: int = Field(1500, ge=1, description="optimizer steps")
     batch: int = Field(256, ge=1, description="dialogues an optimizer step")

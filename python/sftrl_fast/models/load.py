@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -19,11 +19,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.utils import logging as transformers_logging
 
 from sftrl_fast.core import UserError
-from sftrl_fast.models import mllama, tiny
+from sftrl_fast.models import mllama, qwen_vl, tiny
 from sftrl_fast.models.adapters import FOLDER, is_adapted, merged, save_adapter
 from sftrl_fast.models.chat import Chat
 from sftrl_fast.models.vision import Vision
@@ -31,6 +30,8 @@ from sftrl_fast.models.vision import Vision
 SMOLLM2 = "smollm2-135m"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SEEING = {mllama.MODEL_TYPE: mllama.FAMILY, qwen_vl.MODEL_TYPE: qwen_vl.FAMILY}
+"""Vision-language models by their configuration's ``model_type``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +94,12 @@ def load(name: str, *, dtype: str = "float32", device: str = "auto") -> Language
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
         config = AutoConfig.from_pretrained(source, local_files_only=local)
         vision: Vision | None = None
-        family: Any = AutoModelForCausalLM
-        if config.model_type == mllama.MODEL_TYPE:
-            family = mllama.MODEL_CLASS
-            processor = MllamaImageProcessorPil.from_pretrained(source, local_files_only=local)
-            vision = mllama.Mllama.of(config, tokenizer, processor)
-        loaded: Any = family.from_pretrained(
+        reader: Any = AutoModelForCausalLM
+        if family := SEEING.get(config.model_type):
+            reader, pictures = family.model, cast(Any, family.processor)
+            processor = pictures.from_pretrained(source, local_files_only=local)
+            vision = family.adapter(config, tokenizer, processor)
+        loaded: Any = reader.from_pretrained(
             source, dtype=DTYPES[dtype], local_files_only=local, output_loading_info=True
         )
         model, report = loaded

@@ -26,11 +26,10 @@ from transformers.models.mllama.modeling_mllama import MllamaTextCrossAttention
 
 from sftrl_fast.core import Image, UserError
 from sftrl_fast.models.packed import PackedTokens
-from sftrl_fast.models.vision import Cells, Generating
+from sftrl_fast.models.vision import Cells, Family, Generating, check_image, check_one_token, distinct
 from sftrl_fast.ops.image_tiles import fit_grid, image_tiles
 
 MODEL_TYPE = "mllama"
-MODEL_CLASS = MllamaForConditionalGeneration
 IMAGE_TOKEN = "<|image|>"
 
 
@@ -66,6 +65,7 @@ class Mllama:
     ratios: tuple[tuple[int, int], ...]
     """Grids the model knows, rows x columns, in the order of their numbers."""
     image_token: str = IMAGE_TOKEN
+    undrawn: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, config: Any, tokenizer: Any, processor: MllamaImageProcessorPil) -> Mllama:
@@ -92,6 +92,9 @@ class Mllama:
     def picture_tokens(self) -> int:
         return self.slots * self.patches
 
+    def positions(self, image: Image) -> int:  # noqa: ARG002  (every picture takes as many)
+        return self.picture_tokens
+
     def save(self, folder: Path) -> None:
         MllamaImageProcessorPil(
             size={"height": self.tile, "width": self.tile}, max_image_tiles=self.slots,
@@ -107,13 +110,8 @@ class Mllama:
         }
 
     def expand(self, ids: list[int], image: Image) -> list[int]:
-        if ids.count(self.image_id) != 1:
-            raise UserError(
-                f"tokenizer's chat template makes {ids.count(self.image_id)} image tokens of a message with a picture; "
-                "needed: one"
-            )
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise UserError(f"image is {image.dtype} {list(image.shape)}; needed: uint8 [height, width, 3]")
+        check_one_token(ids, self.image_id)
+        check_image(image)
         return ids
 
     def tiles(self, images: Sequence[Image], dtype: torch.dtype, device: torch.device) -> Tiles:
@@ -143,7 +141,7 @@ class Mllama:
 
     def packed(self, model: Any, tokens: PackedTokens) -> dict[str, Any]:
         assert tokens.pictures is not None
-        images, seen = _distinct(tokens.pictures.images)
+        images, seen = distinct(tokens.pictures.images)
         picture, after = self._pictures_of(tokens, seen)
         device = tokens.ids.device
         tiles = self.tiles(images, model.dtype, device)
@@ -204,8 +202,8 @@ class Mllama:
         return np.maximum(number, 0 if pictures else -1), follows
 
     def generating(self, model: Any, ids: Tensor, images: Sequence[Sequence[Image]]) -> Generating:
-        distinct, flat = _distinct([image for row in images for image in row])
-        tiles = self.tiles(distinct, model.dtype, model.device)
+        each, flat = distinct([image for row in images for image in row])
+        tiles = self.tiles(each, model.dtype, model.device)
         states = self.states(model, tiles)
         most, numbers = max(map(len, images)), iter(flat)
         # Rows with fewer pictures repeat one that none of their tokens sees.
@@ -228,15 +226,7 @@ class Mllama:
         return Generating({"cross_attention_mask": mask.to(states.device)}, cached)  # type: ignore[arg-type]
 
 
-def _distinct(images: Sequence[Image]) -> tuple[list[Image], list[int]]:
-    """Each picture once, and the place of each of ``images`` in that list."""
-    places: dict[int, int] = {}
-    found: list[Image] = []
-    for image in images:
-        if id(image) not in places:
-            places[id(image)] = len(found)
-            found.append(image)
-    return found, [places[id(image)] for image in images]
+FAMILY = Family(MllamaForConditionalGeneration, MllamaImageProcessorPil, Mllama.of)
 
 
 def _keys_and_values(attention: Any, states: Tensor) -> tuple[Tensor, Tensor]:

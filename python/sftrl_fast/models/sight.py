@@ -87,6 +87,21 @@ def give_sight(text: LanguageModel, tower: Tower, cross_layers: tuple[int, ...])
     return LanguageModel(model, tokenizer, Chat(tokenizer, vision), vision)
 
 
+def even_places(layers: int) -> tuple[int, ...]:
+    """Places for new layers, evenly among ``layers`` old ones: one for every four of them, at least two."""
+    new = max(2, round(layers / 4))
+    return tuple(int((place + 0.5) * (layers + new) / new) for place in range(new))
+
+
+def freeze_text(seeing: LanguageModel) -> None:
+    """Train only what :func:`give_sight` added: answers to text stay the text model's, to the bit."""
+    model: Any = seeing.model
+    language, crosses = model.model.language_model, model.config.text_config.cross_attention_layers
+    own = [layer for place, layer in enumerate(language.layers) if place not in crosses]
+    for module in (language.embed_tokens, language.norm, model.lm_head, *own):
+        module.requires_grad_(False)
+
+
 def _check(source: Any, tokenizer: Any, cross_layers: tuple[int, ...]) -> None:
     if type(source) is not LlamaForCausalLM:
         raise UserError(f"text model is a {type(source).__name__}; needed: a LlamaForCausalLM")

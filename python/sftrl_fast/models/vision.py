@@ -1,21 +1,21 @@
 """How a family of models sees pictures: what an adapter offers to the chat, the trainer and the engines.
 
-A picture travels as the array the environment made, beside the tokens: the i-th image token of a row stands for the
-row's i-th picture. Only the adapter knows what a model makes of it.
+A picture travels as the array the environment made, beside the tokens: the i-th image token of a row, or the i-th run
+of them, stands for the row's i-th picture. Only the adapter knows what a model makes of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from sftrl_fast.core import Image
+from sftrl_fast.core import Image, UserError
 
 if TYPE_CHECKING:
     from sftrl_fast.models.packed import PackedTokens
@@ -56,8 +56,11 @@ class Vision(Protocol):
         """What the chat template writes where a picture goes."""
 
     @property
-    def picture_tokens(self) -> int:
-        """Positions that a picture takes in the model, at most: what it counts in a batch's budget."""
+    def undrawn(self) -> tuple[int, ...]:
+        """Tokens with a logit that no answer may hold, for they stand for pictures."""
+
+    def positions(self, image: Image) -> int:
+        """What a picture counts in a batch's budget beside its row's tokens."""
 
     def expand(self, ids: list[int], image: Image) -> list[int]:
         """A message's tokens, its image token repeated as often as the model wants for ``image``.
@@ -71,6 +74,21 @@ class Vision(Protocol):
     def generating(self, model: nn.Module, ids: Tensor, images: Sequence[Sequence[Image]]) -> Generating:
         """For rows of tokens ``[B, L]``, each with at least one picture."""
 
+    def parts(self, model: nn.Module) -> dict[str, list[nn.Module]]:
+        """What :data:`PARTS` name of ``model``; together they are the whole model."""
+
+    def save(self, folder: Path) -> None:
+        """Write the settings into a model's folder, as transformers keeps them."""
+
+
+@runtime_checkable
+class CrossVision(Vision, Protocol):
+    """Of models whose tokens attend to pictures in layers of their own: what the native engine asks for besides."""
+
+    @property
+    def picture_tokens(self) -> int:
+        """Positions of a picture in those layers, at most."""
+
     def cells(self, model: nn.Module, images: Sequence[Image]) -> list[Cells]:
         """What the engine keeps of each picture."""
 
@@ -80,11 +98,40 @@ class Vision(Protocol):
         Raises :class:`~sftrl_fast.core.UserError` if image tokens are more or fewer.
         """
 
-    def parts(self, model: nn.Module) -> dict[str, list[nn.Module]]:
-        """What :data:`PARTS` name of ``model``; together they are the whole model."""
 
-    def save(self, folder: Path) -> None:
-        """Write the settings into a model's folder, as transformers keeps them."""
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What a folder with a vision-language model is read with."""
+
+    model: type
+    processor: type
+    adapter: Callable[[Any, Any, Any], Vision]
+    """From configuration, tokenizer and image processor; :class:`~sftrl_fast.core.UserError` if they do not match."""
+
+
+def check_image(image: Image) -> None:
+    """``UserError`` if ``image`` is no picture."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise UserError(f"image is {image.dtype} {list(image.shape)}; needed: uint8 [height, width, 3]")
+
+
+def check_one_token(ids: Sequence[int], image_id: int) -> None:
+    """``UserError`` if a message's tokens hold ``image_id`` more or less than once."""
+    if (count := list(ids).count(image_id)) != 1:
+        raise UserError(
+            f"tokenizer's chat template makes {count} image tokens of a message with a picture; needed: one"
+        )
+
+
+def distinct(images: Sequence[Image]) -> tuple[list[Image], list[int]]:
+    """Each picture once, and the place of each of ``images`` in that list."""
+    places: dict[int, int] = {}
+    found: list[Image] = []
+    for image in images:
+        if id(image) not in places:
+            places[id(image)] = len(found)
+            found.append(image)
+    return found, [places[id(image)] for image in images]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sftrl_fast.core import Image
 from sftrl_fast.models.decoder import Shown
-from sftrl_fast.models.vision import Vision
+from sftrl_fast.models.vision import CrossVision
 from sftrl_fast.ops.attention import CacheRows
 from sftrl_fast.rollout.kv_cache import PAGE_SIZE, pages_for
 from sftrl_fast.rollout.request import EngineCounters
@@ -103,7 +103,7 @@ class Picture:
 class Album:
     """``model``'s pictures. Refers to those that others hold."""
 
-    def __init__(self, model: nn.Module, vision: Vision, counters: EngineCounters) -> None:
+    def __init__(self, model: nn.Module, vision: CrossVision, counters: EngineCounters) -> None:
         self._model, self._vision, self._counters = model, vision, counters
         self._numbers = count(1)
         self._of_image: WeakValueDictionary[int, Picture] = WeakValueDictionary()

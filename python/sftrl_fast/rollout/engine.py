@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sftrl_fast.core import UserError
 from sftrl_fast.models.decoder import Decoder, Shown
-from sftrl_fast.models.vision import Vision
+from sftrl_fast.models.vision import CrossVision
 from sftrl_fast.ops.sample import sample
 from sftrl_fast.rollout.album import Album, Picture, Tokens
 from sftrl_fast.rollout.kv_cache import PAGE_SIZE, KVCache
@@ -76,7 +76,7 @@ class NativeEngine(Engine):
         max_sequences: int,
         cache_tokens: int = 0,
         decode: Callable[[Sequence[int]], str] | None = None,
-        vision: Vision | None = None,
+        vision: CrossVision | None = None,
         step_tokens: int = STEP_TOKENS,
     ) -> None:
         for name, value, least in (("max_sequences", max_sequences, 1), ("cache_tokens", cache_tokens, 0)):

@@ -124,7 +124,8 @@ class HFBackend(BatchEngine):
         seen = Generating()
         if self._vision is not None and requests[0].images:
             seen = self._vision.generating(self._model, tokens, [request.images for request in requests])
-        draw = _KeyedDraw(requests, params, width, device)
+        undrawn = () if self._vision is None else self._vision.undrawn
+        draw = _KeyedDraw(requests, params, width, device, undrawn)
         self._model.generate(  # type: ignore[operator]
             inputs=tokens.to(device),
             attention_mask=torch.from_numpy(mask).to(device),
@@ -173,11 +174,17 @@ class _KeyedDraw(LogitsProcessor):
     """Draws each row's token itself and leaves ``generate``, which runs greedily, no other choice."""
 
     def __init__(
-        self, requests: list[Request], params: SamplingParams, prompt_width: int, device: torch.device
+        self,
+        requests: list[Request],
+        params: SamplingParams,
+        prompt_width: int,
+        device: torch.device,
+        undrawn: Sequence[int],
     ) -> None:
+        """``undrawn`` tokens have no part in either distribution."""
         position = np.arange(params.max_new_tokens)[:, None]
         self._uniforms = torch.from_numpy(key_uniforms(requests, position)).to(device)
-        self._params = params
+        self._params, self._undrawn = params, list(undrawn)
         self._prompt_width = prompt_width
         shape = (params.max_new_tokens, len(requests))
         self.records: tuple[Tensor, Tensor, Tensor] = (
@@ -192,6 +199,8 @@ class _KeyedDraw(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         position = input_ids.shape[1] - self._prompt_width
         params = self._params
+        if self._undrawn:
+            scores[:, self._undrawn] = float("-inf")
         drawn = sample(
             scores,
             self._uniforms[position],

@@ -82,9 +82,8 @@ def micro_batches(
     """All of ``rows`` in batches of at most ``max_tokens`` packed tokens; a row longer than that goes alone.
 
     Rows with one prompt stand together and share its tokens; where a batch ends between them, the next one begins
-    with the prompt again. ``vision`` is needed for rows with pictures; each counts ``vision.picture_tokens``.
+    with the prompt again. ``vision`` is needed for rows with pictures; each counts ``vision.positions``.
     """
-    per_image = 0 if vision is None else vision.picture_tokens
     families: dict[tuple[int, ...], list[int]] = {}
     for index, row in enumerate(rows):
         shown = (-1 - id(image) for image in row.images[: row.prompt_images])
@@ -95,8 +94,9 @@ def micro_batches(
         opened = False
         for index in members:
             row = rows[index]
-            prompt = row.prompt + per_image * row.prompt_images
-            own = len(row.ids) + per_image * len(row.images) - prompt
+            taken = [0 if vision is None else vision.positions(image) for image in row.images]
+            prompt = row.prompt + sum(taken[: row.prompt_images])
+            own = len(row.ids) + sum(taken) - prompt
             if batch and tokens + own + (0 if opened else prompt) > max_tokens:
                 yield _pack(rows, batch, device, vision)
                 batch, tokens, opened = [], 0, False

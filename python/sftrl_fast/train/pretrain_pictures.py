@@ -8,6 +8,8 @@ The shipped ``tiny-image`` was made by
 
     sftrl-fast pretrain --corpus cards --reading_steps 500 --reading_batch 32 --steps 1200 --batch 32 --threads 1
         --micro_batch_tokens 8192 --optimizer.lr 1e-3 --optimizer.warmup_steps 20 --out DIR
+
+A text model with weights that are worth keeping is aligned by ``--start NAME --keep_text true``.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from sftrl_fast.config import PretrainConfig
 from sftrl_fast.core import Image
 from sftrl_fast.models.load import LanguageModel, load
 from sftrl_fast.models.mllama import Mllama
-from sftrl_fast.models.sight import Tower, give_sight
+from sftrl_fast.models.sight import Tower, even_places, freeze_text, give_sight
 from sftrl_fast.runtime.progress import Progress
 from sftrl_fast.tasks import corpora
 from sftrl_fast.tasks.seeding import digest
@@ -33,8 +35,6 @@ from sftrl_fast.train.optimizer import Optimizer
 from sftrl_fast.train.pack import dialogue_row
 from sftrl_fast.train.sft import cross_entropy_step
 
-CROSS_LAYERS = (1, 4)
-"""Places of the layers that look at the picture, among the text model's four."""
 OPEN_GATE = 0.5
 """Where the gates of the new layers begin: closed ones would let no gradient through to what is behind them."""
 
@@ -43,7 +43,10 @@ Labelled = tuple[Image, np.ndarray]
 
 def pretrain_pictures(config: PretrainConfig, progress: Progress) -> LanguageModel:
     """The model of ``config.start`` with sight, taught on ``config.corpus``."""
-    language = give_sight(load(config.start, device="cpu"), Tower(), CROSS_LAYERS)
+    text = load(config.start, device="cpu")
+    language = give_sight(text, Tower(), even_places(text.model.config.num_hidden_layers))
+    if config.keep_text:
+        freeze_text(language)
     rng = np.random.default_rng(digest("reading", config.corpus, config.seed))
     teach_to_read(language, corpora.READING[config.corpus](rng), config, progress)
     with torch.no_grad():
