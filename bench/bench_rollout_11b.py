@@ -36,8 +36,6 @@ STEPS = 5
 THREADS = 2
 H100_BYTES, H100_OPERATIONS = 3.35e12, 989e12
 """A second, SXM5: memory, and dense bf16 products (NVIDIA's data sheet)."""
-VISION = {"image_size": 560}
-"""Pixels along a tile, as the Instruct checkpoint has them."""
 QUICK_TEXT = {
     "vocab_size": 512,
     "hidden_size": 64,
@@ -55,8 +53,8 @@ QUICK_VISION = {
 
 
 def configuration(quick: bool) -> MllamaConfig:
-    """transformers' defaults are the 11B model's, but for the tile of the Instruct checkpoint."""
-    text, vision = (QUICK_TEXT, QUICK_VISION) if quick else ({}, VISION)
+    """transformers' defaults are the 11B model's, with tiles of 448 pixels; the Instruct checkpoint's have 560."""
+    text, vision = (QUICK_TEXT, QUICK_VISION) if quick else ({}, {})
     config = MllamaConfig(text_config=dict(text), vision_config=dict(vision))
     config.image_token_index = config.text_config.vocab_size
     config.text_config.pad_token_id = 0
