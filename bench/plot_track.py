@@ -53,10 +53,9 @@ def draw(rows: Sequence[dict[str, str]], title: str, path: Path) -> None:
             place = recordings.index((row["date"], row["commit"]))
             lines[row["impl"], row["machine"]].append((place, float(row["value"])))
         for (impl, machine), points in lines.items():
-            style = ":" if "floor" in impl else "-"
-            panel.plot(
-                *zip(*points, strict=True), style, marker="o", label=f"{impl} ({machine.split(',')[0]})"
-            )
+            floor = "floor" in impl
+            label = impl if floor else f"{impl} ({machine.split(',')[0]})"
+            panel.plot(*zip(*points, strict=True), ":" if floor else "-", marker="o", label=label)
         panel.set_title(case, fontsize=10, loc="left")
         panel.set_ylabel(rows[0]["unit"])
         panel.set_yscale("log")
