@@ -19,7 +19,7 @@ from sftrl_fast.core import UserError
 from sftrl_fast.models.causal_lm import token_logprobs
 from sftrl_fast.models.decoder import Decoder
 from sftrl_fast.models.load import LanguageModel, load
-from sftrl_fast.rollout.engine import NativeEngine
+from sftrl_fast.rollout.engine import SEQUENCE_TOKENS, NativeEngine, default_cache
 from sftrl_fast.rollout.episodes import run_episodes
 from sftrl_fast.rollout.hf_backend import HFBackend
 from sftrl_fast.rollout.request import Engine, Request, RequestKey, SamplingParams
@@ -308,3 +308,17 @@ def test_more_pictures_than_there_is_room_for_make_room(four: LanguageModel) -> 
     found = native(four).generate(asked, GREEDY)
     for one, answer in zip(asked, found, strict=True):
         assert answer.token_ids == greedy(four, one)
+
+
+def test_the_default_cache_leaves_room_for_a_picture_a_sequence(
+    four: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = native(four).decoder
+    monkeypatch.setattr(decoder, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**24, 2**25))
+    positions = four.vision.picture_tokens
+    tokens = default_cache(decoder, 10_000, positions)
+    assert tokens < default_cache(decoder, 10_000)
+    position_bytes = 2 * decoder.kv_heads * decoder.head_dim * 4
+    pictures = tokens / SEQUENCE_TOKENS * positions * decoder.cross_layers
+    assert (tokens * decoder.layers + pictures) * position_bytes == pytest.approx(2**23, rel=0.01)

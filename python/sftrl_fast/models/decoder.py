@@ -71,6 +71,7 @@ class Decoder:
         self._model = cast(Any, model)
         self._body = body(model)
         self.layers, self.kv_heads, self.head_dim = len(weights.layers), weights.kv_heads, weights.head_dim
+        self.cross_layers = len(weights.cross)
         self._heads = [weights.heads, weights.kv_heads, weights.kv_heads]
         self.vocabulary, self.hidden_size = self._body.embed_tokens.weight.shape
         self.max_context = weights.max_context

@@ -43,14 +43,19 @@ MEMORY_SHARE = 0.5
 Answered = list[tuple[int, Completion]]
 
 
-def default_cache(decoder: Decoder, max_sequences: int) -> int:
-    """Tokens in the cache where nothing else is said: room for all sequences, within an accelerator's free memory."""
+def default_cache(decoder: Decoder, max_sequences: int, picture_tokens: int = 0) -> int:
+    """Tokens in the cache where nothing else is said: room for all sequences, within an accelerator's free memory.
+
+    That memory also holds the pictures on show, ``picture_tokens`` positions each in the layers that see them: a
+    sequence is reckoned to show one of its own.
+    """
     tokens = max(SEQUENCE_TOKENS * max_sequences, min(decoder.max_context, CONTEXT_TOKENS) + 2 * PAGE_SIZE)
     if decoder.device.type != "cuda":
         return tokens  # a page's memory is taken when it is first written
     free, _ = torch.cuda.mem_get_info(decoder.device)
-    token_bytes = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * decoder.dtype.itemsize
-    return min(tokens, int(free * MEMORY_SHARE) // token_bytes)
+    layer_bytes = 2 * decoder.kv_heads * decoder.head_dim * decoder.dtype.itemsize
+    sequence_bytes = layer_bytes * (SEQUENCE_TOKENS * decoder.layers + picture_tokens * decoder.cross_layers)
+    return min(tokens, int(free * MEMORY_SHARE) * SEQUENCE_TOKENS // sequence_bytes)
 
 
 class NativeEngine(Engine):
@@ -83,7 +88,8 @@ class NativeEngine(Engine):
             if value < least:
                 raise UserError(f"{name} is {value}; needed: at least {least}")
         self.decoder = decoder = Decoder(model)
-        cache_tokens = cache_tokens or default_cache(decoder, max_sequences)
+        picture_tokens = 0 if vision is None else vision.picture_tokens
+        cache_tokens = cache_tokens or default_cache(decoder, max_sequences, picture_tokens)
         self._stops = np.zeros(decoder.vocabulary, dtype=bool)
         for token in stop_ids:
             self._stops[self._checked_token("stop_ids", token)] = True
