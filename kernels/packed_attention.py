@@ -97,6 +97,14 @@ def _forward(
 
 
 @triton.jit
+def _weights(score, lse, visible):
+    """Softmax weights, never over 1. A score rounds otherwise here than in the forward pass: one of 1e8 by more than
+    what ``exp2`` can hold."""
+    behind = tl.minimum(score - lse, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.exp2(tl.where(visible, behind, float("-inf")))
+
+
+@triton.jit
 def _pull(
     dq, q, grad, lse, delta, k, v, begin, stop, seen, kv_head, scale,
     stride_k, stride_k_head, stride_v, stride_v_head,
@@ -108,7 +116,7 @@ def _pull(
         its_k = _keys(k, begin, key, key < stop, kv_head, stride_k, stride_k_head, DH, WIDTH)
         its_v = _keys(v, begin, key, key < stop, kv_head, stride_v, stride_v_head, DH, WIDTH)
         score = tl.dot(q, tl.trans(its_k), input_precision="ieee") * scale
-        weight = tl.exp2(tl.where(key[None, :] < seen[:, None], score - lse[:, None], float("-inf")))
+        weight = _weights(score, lse[:, None], key[None, :] < seen[:, None])
         slope = tl.dot(grad, tl.trans(its_v), input_precision="ieee")
         d = (weight * (slope - delta[:, None])).to(its_k.dtype)
         dq = tl.dot(d, its_k, dq, input_precision="ieee")
@@ -178,7 +186,7 @@ def _push(
         its_delta = tl.load(delta + place, mask=live, other=0.0)
         score = tl.dot(k, tl.trans(its_q), input_precision="ieee") * scale
         seen = (row // REPEAT)[None, :] >= unseen[:, None]
-        weight = tl.exp2(tl.where(seen, score - its_lse[None, :], float("-inf")))
+        weight = _weights(score, its_lse[None, :], seen)
         dv = tl.dot(weight.to(its_grad.dtype), its_grad, dv, input_precision="ieee")
         slope = tl.dot(v, tl.trans(its_grad), input_precision="ieee")
         d = (weight * (slope - its_delta[None, :])).to(its_q.dtype)
