@@ -49,7 +49,7 @@ SFTRL_INLINE f32x16 add_from(float low, f32x16 weight, f32x16 sum, f32x16 value)
     return reinterpret_cast<f32x16>(_mm512_mask_add_ps(
         reinterpret_cast<__m512>(sum), from, reinterpret_cast<__m512>(sum), reinterpret_cast<__m512>(value)));
 #else
-    return sum + (weight >= low ? value : splat(0.0f));
+    return sum + select(weight >= low, value, splat(0.0f));
 #endif
 }
 

@@ -123,9 +123,7 @@ SFTRL_INLINE void token_lanes(int row_begin, int rows, int ratio, std::int32_t* 
 }
 
 SFTRL_INLINE f32x16 masked(f32x16 x, const std::int32_t* lanes, int key) {
-    i32x16 token;
-    std::memcpy(&token, lanes, sizeof token);
-    return token >= key ? x : splat(-__builtin_inff());
+    return select(load_lanes<i32x16>(lanes) >= key, x, splat(-__builtin_inff()));
 }
 
 }  // namespace

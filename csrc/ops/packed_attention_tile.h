@@ -23,11 +23,7 @@ constexpr int kProductRows = 6, kProductVectors = 1;
 constexpr int kProductRows = 2, kProductVectors = 1;
 #endif
 
-SFTRL_INLINE u32x16 load_words(const void* from) {
-    u32x16 out;
-    std::memcpy(&out, from, sizeof out);
-    return out;
-}
+SFTRL_INLINE u32x16 load_words(const void* from) { return load_lanes<u32x16>(from); }
 // The first `count` words, zeros beyond; a copy of no fixed length costs more than the rest of a tile's load.
 SFTRL_INLINE u32x16 load_words(const void* from, int count) {
     if (count == kLanes) return load_words(from);
@@ -35,7 +31,7 @@ SFTRL_INLINE u32x16 load_words(const void* from, int count) {
     for (int i = 0; i < count; ++i) std::memcpy(words + i, static_cast<const word*>(from) + i, sizeof(word));
     return load_words(words);
 }
-SFTRL_INLINE void store_words(u32x16 value, void* to) { std::memcpy(to, &value, sizeof value); }
+SFTRL_INLINE void store_words(u32x16 value, void* to) { store_lanes(value, to); }
 
 struct Singles {
     using Element = float;
@@ -43,7 +39,7 @@ struct Singles {
     static SFTRL_INLINE f32x16 dot(f32x16 sum, word a, u32x16 b) {
         float value;
         std::memcpy(&value, &a, sizeof value);
-        return sum + value * reinterpret_cast<f32x16>(b);
+        return sum + value * as<f32x16>(b);
     }
     // Words of `count` (1 to 16) columns of row `low`; `high`, the next row, does not matter.
     static SFTRL_INLINE u32x16 interleave(const float* low, const float*, int count) {
@@ -52,7 +48,7 @@ struct Singles {
     // Rounds row `low` of a tile to Element and makes the panel's row of it.
     static SFTRL_INLINE u32x16 narrow(f32x16 low, f32x16, float* low_row, float*) {
         if (low_row) store(low, low_row);
-        return reinterpret_cast<u32x16>(low);
+        return as<u32x16>(low);
     }
 };
 
@@ -67,9 +63,10 @@ struct Pairs {
     }
     static SFTRL_INLINE u32x16 interleave(const bf16* low, const bf16* high, int count) {
         const auto columns = static_cast<__mmask16>((1u << count) - 1);
-        const u16x16 a = reinterpret_cast<u16x16>(_mm256_maskz_loadu_epi16(columns, low));
-        const u16x16 b = high ? reinterpret_cast<u16x16>(_mm256_maskz_loadu_epi16(columns, high)) : u16x16{};
-        return __builtin_convertvector(a, u32x16) | __builtin_convertvector(b, u32x16) << 16;
+        const __m512i a = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(columns, low));
+        if (!high) return reinterpret_cast<u32x16>(a);
+        const __m512i b = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(columns, high));
+        return reinterpret_cast<u32x16>(a) | reinterpret_cast<u32x16>(b) << 16;
     }
     static SFTRL_INLINE u32x16 narrow(f32x16 low, f32x16 high, bf16* low_row, bf16* high_row) {
         const __m512i both = reinterpret_cast<__m512i>(
@@ -86,31 +83,11 @@ struct Pairs {
 };
 #endif
 
-template <int Bit, int... Lane>
-SFTRL_INLINE void exchange(u32x16& a, u32x16& b, std::integer_sequence<int, Lane...>) {
-    const u32x16 low = __builtin_shufflevector(a, b, (Lane & Bit ? kLanes + Lane - Bit : Lane)...);
-    b = __builtin_shufflevector(a, b, (Lane & Bit ? kLanes + Lane : Lane + Bit)...);
-    a = low;
-}
-template <int Bit>
-SFTRL_INLINE void exchange_rows(u32x16 (&rows)[kLanes]) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
-        if (!(i & Bit)) exchange<Bit>(rows[i], rows[i + Bit], std::make_integer_sequence<int, kLanes>{});
-    }
-}
-SFTRL_INLINE void transpose(u32x16 (&rows)[kLanes]) {
-    exchange_rows<1>(rows);
-    exchange_rows<2>(rows);
-    exchange_rows<4>(rows);
-    exchange_rows<8>(rows);
-}
-
 // 2^x to about one unit in the last place for x <= 127; 0 below -126; a NaN stays one.
 // 2^n 2^r with r in [-1/2, 1/2]; the polynomial has the least relative error (2e-9) of degree 6.
 SFTRL_INLINE f32x16 exp2(f32x16 x) {
     const f32x16 least = splat(-126.0f), magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds
-    const f32x16 bounded = x < least ? least : x;
+    const f32x16 bounded = select(x < least, least, x);
     const f32x16 n = (bounded + magic) - magic;
     const f32x16 r = bounded - n;
     f32x16 p = splat(1.5345811e-4f);
@@ -120,8 +97,8 @@ SFTRL_INLINE f32x16 exp2(f32x16 x) {
     p = p * r + 2.40226462e-1f;
     p = p * r + 6.93147182e-1f;
     p = p * r + 1.0f;
-    const i32x16 bits = reinterpret_cast<i32x16>(p) + (__builtin_convertvector(n, i32x16) << 23);
-    return x < least ? splat(0.0f) : reinterpret_cast<f32x16>(bits);
+    const i32x16 bits = as<i32x16>(p) + (convert<i32x16>(n) << 23);
+    return select(x < least, splat(0.0f), as<f32x16>(bits));
 }
 
 template <class U, int R, int N>
@@ -252,11 +229,11 @@ void unpack(const float* tile, int vectors, int width, const float* scale, int c
             for (int c = 0; c < kLanes; ++c) {
                 const int column = c0 + (c < some ? c : some - 1);  // lanes beyond are not stored
                 const f32x16 value = load(tile + column * vectors * kLanes + i0) * factor;
-                rows[c] = reinterpret_cast<u32x16>(value);
+                rows[c] = as<u32x16>(value);
             }
             transpose(rows);
             for (int i = 0; i < kLanes && i0 + i < count; ++i) {
-                const f32x16 value = reinterpret_cast<f32x16>(rows[i]);
+                const f32x16 value = as<f32x16>(rows[i]);
                 T* const to = at(i0 + i) + c0;
                 some == kLanes ? store(value, to) : store_first(value, to, some);
             }

@@ -34,16 +34,15 @@ SFTRL_INLINE f32x16 exp2_below(f32x16 x) {
     }
     return reinterpret_cast<f32x16>(_mm512_scalef_ps(p, v));  // times 2^floor(x)
 #else
-    const f32x16 v = x < -150.0f ? splat(-150.0f) : x;
-    const i32x16 up = __builtin_convertvector(v, i32x16);
-    const i32x16 whole = up + (__builtin_convertvector(up, f32x16) > v);
-    const f32x16 fraction = v - __builtin_convertvector(whole, f32x16);
+    const f32x16 v = select(x < -150.0f, splat(-150.0f), x);
+    const i32x16 up = convert<i32x16>(v);
+    const i32x16 whole = up + (convert<f32x16>(up) > v);
+    const f32x16 fraction = v - convert<f32x16>(whole);
     f32x16 p = splat(0.00186713f);
     for (const float c : {0.009017031f, 0.055799913f, 0.24016444f, 0.6931513f, 1.0f}) p = p * fraction + c;
     // 2^n in two factors: n reaches -150, whose power of two is no normal float.
     const i32x16 half = whole >> 1;
-    return p * reinterpret_cast<f32x16>((half + 127) << 23) *
-           reinterpret_cast<f32x16>((whole - half + 127) << 23);
+    return p * as<f32x16>((half + 127) << 23) * as<f32x16>((whole - half + 127) << 23);
 #endif
 }
 
@@ -53,10 +52,9 @@ SFTRL_INLINE void load_pair(const float* from, f32x16& a, f32x16& b) {
     b = load(from + kLanes);
 }
 SFTRL_INLINE void load_pair(const bf16* from, f32x16& a, f32x16& b) {
-    u32x16 both;
-    std::memcpy(&both, from, sizeof both);
-    a = reinterpret_cast<f32x16>(both << 16);
-    b = reinterpret_cast<f32x16>(both & 0xFFFF0000u);
+    const u32x16 both = load_lanes<u32x16>(from);
+    a = as<f32x16>(both << 16);
+    b = as<f32x16>(both & 0xFFFF0000u);
 }
 
 // One row. The pass over the logits leaves of each cell, the sixteen logits of a block that share a lane, the
@@ -251,7 +249,7 @@ class Row {
         for (std::int64_t b = 0; b < blocks_; ++b) {
             const std::int64_t at = b * kBlock + b % ((size(b) + kLanes - 1) / kLanes) * kLanes;
             const f32x16 weight = exp2_below(exponents(at)), head = load(heads_ + b * kLanes);
-            const f32x16 other = weight < head ? weight : splat(0.0f);
+            const f32x16 other = select(weight < head, weight, splat(0.0f));
             store(other, work_ + b * kLanes);
             head_sum += static_cast<double>(reduce_add(head));
             sample_sum += static_cast<double>(reduce_add(other));

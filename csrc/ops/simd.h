@@ -1,30 +1,14 @@
-// Sixteen float lanes, written once and compiled at every level: the compiler cuts the vector into what the
-// level's registers hold. Everything is inlined into the namespace of the level, so that no two levels share
-// a symbol.
+// Arithmetic on sixteen lanes, written once and compiled at every level. Everything is inlined into the
+// namespace of the level, so that no two levels share a symbol.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__) || defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
+#include "lanes.h"
 #include "sftrl/dtype.h"
 
-#if !defined(SFTRL_LEVEL)
-#error "simd.h belongs to sources that are compiled once a level"
-#endif
-
-#define SFTRL_INLINE inline __attribute__((always_inline))
-
 namespace sftrl::SFTRL_LEVEL {
-
-inline constexpr int kLanes = 16;
-typedef float f32x16 __attribute__((vector_size(64)));
-typedef std::int32_t i32x16 __attribute__((vector_size(64)));
-typedef std::uint32_t u32x16 __attribute__((vector_size(64)));
-typedef std::uint16_t u16x16 __attribute__((vector_size(32)));
 
 using bf16 = std::uint16_t;  // the upper half of a float's bits
 
@@ -45,37 +29,20 @@ SFTRL_INLINE void from_float(float value, bf16* out) {
     *out = static_cast<bf16>(nan ? (bits >> 16) | 0x40u : (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
 }
 
-SFTRL_INLINE f32x16 splat(float value) { return f32x16{} + value; }
+SFTRL_INLINE f32x16 splat(float value) { return value - f32x16{}; }
 
-SFTRL_INLINE f32x16 load(const float* from) {
-    f32x16 out;
-    std::memcpy(&out, from, sizeof out);
-    return out;
-}
-SFTRL_INLINE f32x16 load(const bf16* from) {
-#if defined(__AVX512F__)
-    // One instruction; of the conversion below GCC 12 makes two halves and puts them together.
-    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(from));
-    return reinterpret_cast<f32x16>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-#else
-    u16x16 half;
-    std::memcpy(&half, from, sizeof half);
-    const u32x16 bits = __builtin_convertvector(half, u32x16) << 16;
-    return reinterpret_cast<f32x16>(bits);
-#endif
-}
+SFTRL_INLINE f32x16 load(const float* from) { return load_lanes<f32x16>(from); }
+SFTRL_INLINE f32x16 load(const bf16* from) { return as<f32x16>(load_halves(from) << 16); }
 
-SFTRL_INLINE void store(f32x16 value, float* to) { std::memcpy(to, &value, sizeof value); }
+SFTRL_INLINE void store(f32x16 value, float* to) { store_lanes(value, to); }
 SFTRL_INLINE void store(f32x16 value, bf16* to) {
 #if defined(__AVX512BF16__)
-    const __m256bh half = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(value));
-    std::memcpy(to, &half, sizeof half);
+    store_lanes(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(value)), to);
 #else
-    const u32x16 bits = reinterpret_cast<u32x16>(value);
+    const u32x16 bits = as<u32x16>(value);
     const u32x16 rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
     const u32x16 kept = (bits >> 16) | 0x40u;
-    const u16x16 half = __builtin_convertvector(value != value ? kept : rounded, u16x16);
-    std::memcpy(to, &half, sizeof half);
+    store_halves(select(value != value, kept, rounded), to);
 #endif
 }
 
@@ -107,7 +74,7 @@ SFTRL_INLINE f32x16 max(f32x16 a, f32x16 b) {
 #if defined(__AVX512F__)
     return reinterpret_cast<f32x16>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
 #else
-    return a > b ? a : b;
+    return select(a > b, a, b);
 #endif
 }
 
@@ -166,19 +133,17 @@ SFTRL_INLINE f32x16 exp(f32x16 x) {
     return reinterpret_cast<f32x16>(_mm512_mask_mov_ps(scaled, tiny, _mm512_setzero_ps()));
 #else
     const f32x16 high = splat(88.72283f);
-    const f32x16 clamped = x < low ? low : (x > high ? high : x);
+    const f32x16 clamped = select(x < low, low, select(x > high, high, x));
     const f32x16 magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
     const f32x16 n = (clamped * 1.44269504f + magic) - magic;
     const f32x16 r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
     const f32x16 p = exp_series(r);
     // 2^n in two factors: n reaches 128, whose power of two is no finite float.
-    const i32x16 whole = __builtin_convertvector(n, i32x16);
-    const i32x16 half = whole >> 1;
-    const f32x16 scale0 = reinterpret_cast<f32x16>((half + 127) << 23);
-    const f32x16 scale1 = reinterpret_cast<f32x16>((whole - half + 127) << 23);
+    const i32x16 whole = convert<i32x16>(n), half = whole >> 1;
+    const f32x16 scale0 = as<f32x16>((half + 127) << 23), scale1 = as<f32x16>((whole - half + 127) << 23);
     const f32x16 value = p * scale0 * scale1;
-    const f32x16 bounded = x < low ? splat(0.0f) : (x > high ? splat(__builtin_inff()) : value);
-    return x != x ? x : bounded;
+    const f32x16 bounded = select(x < low, splat(0.0f), select(x > high, splat(__builtin_inff()), value));
+    return select(x != x, x, bounded);
 #endif
 }
 
