@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from sftrl_fast.core import UserError
 from sftrl_fast.models import load as module
 from sftrl_fast.models.load import load, save
+from sftrl_fast.models.tiny import SHIPPED
 
 
 def test_a_saved_model_loads_with_the_same_weights_and_words(tmp_path: Path) -> None:
@@ -49,7 +50,7 @@ def test_tied_matrices_count_once() -> None:
 
 def test_an_unknown_name_says_what_would_be_right(tmp_path: Path) -> None:
     for name in ("gpt5", str(tmp_path), "OWNER/NAME"):
-        with pytest.raises(UserError, match="is neither tiny, tiny-image, tiny-nav, smollm2-135m, a folder"):
+        with pytest.raises(UserError, match=f"is neither {', '.join(SHIPPED)}, smollm2-135m, a folder"):
             load(name)
 
 

@@ -1,11 +1,15 @@
-"""The shipped model that walks routes in words."""
+"""The shipped models that walk routes, in words and by street views."""
 
 from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
 
 from sftrl_fast.config import load_config
 from sftrl_fast.evaluate import evaluate_set, make_engine
 from sftrl_fast.models.load import load
-from sftrl_fast.models.tiny import WALKING_ASSETS
+from sftrl_fast.models.tiny import VIEWING_ASSETS, WALKING_ASSETS
 from sftrl_fast.rollout.episodes import run_episodes
 from sftrl_fast.rollout.hf_backend import HFBackend
 from sftrl_fast.rollout.request import SamplingParams
@@ -18,21 +22,31 @@ LONG = 12
 """Points of a long walk; each takes a turn at least."""
 
 
-def test_it_is_small() -> None:
-    language = load("tiny-nav", device="cpu")
+@pytest.mark.parametrize("assets", [WALKING_ASSETS, VIEWING_ASSETS], ids=lambda folder: folder.name)
+def test_it_is_small(assets: Path) -> None:
+    language = load(assets.name, device="cpu")
     assert 5e5 < language.num_parameters < 2e6
-    assert sum(file.stat().st_size for file in WALKING_ASSETS.iterdir()) < 10e6
+    assert sum(file.stat().st_size for file in assets.iterdir()) < 10e6
 
 
-def test_it_walks_in_cities_and_languages_above_chance_and_below_the_ceiling() -> None:
-    config = load_config(preset="nav-text", overrides={"eval.limit": 20, "model.device": "cpu"})
-    assert config.model.name == WALKING_ASSETS.name
+@pytest.mark.parametrize(
+    ("preset", "assets", "routes"), [("nav-text", WALKING_ASSETS, 20), ("nav-image", VIEWING_ASSETS, 12)]
+)
+def test_it_walks_in_cities_and_languages_above_chance_and_below_the_ceiling(
+    preset: str, assets: Path, routes: int
+) -> None:
+    config = load_config(preset=preset, overrides={"eval.limit": routes, "model.device": "cpu"})
+    assert config.model.name == assets.name
     language = load(config.model.name, device="cpu")
     engine = make_engine(language, config)
+    assert engine.name == "native"
+    solved = 0
     for name, env_id in config.task.eval.items():
         found = evaluate_set(engine, language.chat, env_id, config, max_context=language.max_context)
         assert found.first_try > 2 * CHANCE, name
-        assert 0 < sum(found.successes) < len(found.items), name
+        assert sum(found.successes) < len(found.items) == routes, name
+        solved += sum(found.successes)
+    assert solved > 0
 
 
 def test_walks_of_many_turns_are_read_once() -> None:

@@ -21,8 +21,8 @@ class Section(BaseModel):
 class ModelConfig(Section):
     name: str = Field(
         "tiny",
-        description="`tiny`, `tiny-image`, `tiny-nav`, `smollm2-135m`, a local Hugging Face folder, or "
-        "`hub:OWNER/NAME`",
+        description="`tiny`, `tiny-image`, `tiny-nav`, `tiny-nav-image`, `smollm2-135m`, a local Hugging Face "
+        "folder, or `hub:OWNER/NAME`",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="type of the weights and of the arithmetic"

@@ -20,7 +20,9 @@ IMAGE_ASSETS = ASSETS.with_name("tiny-image")
 """The same model with sight: ``sftrl-fast pretrain --corpus cards``, see ``train/pretrain_pictures.py``."""
 WALKING_ASSETS = ASSETS.with_name("tiny-nav")
 """The same architecture made for routes in words; ``configs/nav-text.toml`` holds the command."""
-SHIPPED = (ASSETS.name, IMAGE_ASSETS.name, WALKING_ASSETS.name)
+VIEWING_ASSETS = ASSETS.with_name("tiny-nav-image")
+"""``tiny-nav`` with sight: ``configs/nav-image.toml`` holds the command."""
+SHIPPED = (ASSETS.name, IMAGE_ASSETS.name, WALKING_ASSETS.name, VIEWING_ASSETS.name)
 
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
 CHAT_TEMPLATE = (

@@ -71,7 +71,7 @@ def plot_rates(results: Results, stem: Path) -> list[Path]:
         for place, arm in enumerate(arms):
             shift = (place - (len(arms) - 1) / 2) * BAR_WIDTH
             _bars(axes, results, arm, [group + shift for group in range(len(sets))])
-        axes.set_xticks(range(len(sets)), [SET_NAMES.get(name, name) for name in sets])
+        axes.set_xticks(range(len(sets)), [SET_NAMES.get(name, name.replace("_", " ")) for name in sets])
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel("success (%)")
         axes.set_ylim(bottom=0)
