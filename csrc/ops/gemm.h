@@ -62,13 +62,6 @@ SFTRL_INLINE Ahead nothing_ahead(const T* panel) {
 // 50,000.
 inline constexpr std::int64_t kDepth = 256;
 
-template <class V>
-SFTRL_INLINE V load_as(const void* from) {
-    V out;
-    std::memcpy(&out, from, sizeof out);
-    return out;
-}
-
 template <int R>
 SFTRL_INLINE void add_products(const float* a, std::int64_t lda, const float* b, std::int64_t k, Ahead ahead,
                                vec (&acc)[R][kVectors]) {

@@ -21,6 +21,13 @@ namespace sftrl::SFTRL_LEVEL {
 
 inline constexpr int kLanes = 16;
 
+template <class V>
+SFTRL_INLINE V load_as(const void* from) {
+    V out;
+    std::memcpy(&out, from, sizeof out);
+    return out;
+}
+
 #if defined(__AVX512F__)
 
 typedef float f32x16 __attribute__((vector_size(64)));
@@ -29,9 +36,7 @@ typedef std::uint32_t u32x16 __attribute__((vector_size(64)));
 
 template <class V>
 SFTRL_INLINE V load_lanes(const void* from) {
-    V out;
-    std::memcpy(&out, from, sizeof out);
-    return out;
+    return load_as<V>(from);
 }
 template <class V>
 SFTRL_INLINE void store_lanes(V value, void* to) {
