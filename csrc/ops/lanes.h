@@ -132,7 +132,7 @@ template <class V>
 SFTRL_INLINE V load_lanes(const void* from) {
     V out;
     for (int i = 0; i < V::kParts; ++i) {
-        std::memcpy(&out.part[i], static_cast<const char*>(from) + i * V::kBytes, V::kBytes);
+        out.part[i] = load_as<typename V::Part>(static_cast<const char*>(from) + i * V::kBytes);
     }
     return out;
 }
@@ -162,9 +162,7 @@ SFTRL_INLINE To convert(From from) {
 SFTRL_INLINE u32x16 load_halves(const std::uint16_t* from) {
     u32x16 out;
     for (int i = 0; i < out.kParts; ++i) {
-        u32x16::Half half;
-        std::memcpy(&half, from + i * out.kPer, sizeof half);
-        out.part[i] = __builtin_convertvector(half, u32x16::Part);
+        out.part[i] = __builtin_convertvector(load_as<u32x16::Half>(from + i * out.kPer), u32x16::Part);
     }
     return out;
 }

@@ -229,8 +229,7 @@ class Backward {
             for (int i = 0; i < lanes; i += kLanes) {
                 const auto weight = [&](int row) {
                     const f32x16 x = load(low_score + row * lanes + i) * scale - load(tile.lse + i);
-                    // No weight is over 1; but a huge score may round otherwise here than in the forward
-                    // pass.
+                    // No weight is over 1; but a huge score may round otherwise than in the forward pass.
                     const f32x16 behind = select(x > 0.0f, splat(0.0f), x);
                     return exp2(Causal ? masked(behind, tile.tokens + i, from + j + row) : behind);
                 };

@@ -29,24 +29,19 @@ def test_it_is_small(assets: Path) -> None:
     assert sum(file.stat().st_size for file in assets.iterdir()) < 10e6
 
 
-@pytest.mark.parametrize(
-    ("preset", "assets", "routes"), [("nav-text", WALKING_ASSETS, 20), ("nav-image", VIEWING_ASSETS, 12)]
-)
+@pytest.mark.parametrize(("preset", "assets"), [("nav-text", WALKING_ASSETS), ("nav-image", VIEWING_ASSETS)])
 def test_it_walks_in_cities_and_languages_above_chance_and_below_the_ceiling(
-    preset: str, assets: Path, routes: int
+    preset: str, assets: Path
 ) -> None:
-    config = load_config(preset=preset, overrides={"eval.limit": routes, "model.device": "cpu"})
+    config = load_config(preset=preset, overrides={"eval.limit": 20, "model.device": "cpu"})
     assert config.model.name == assets.name
     language = load(config.model.name, device="cpu")
     engine = make_engine(language, config)
     assert engine.name == "native"
-    solved = 0
     for name, env_id in config.task.eval.items():
         found = evaluate_set(engine, language.chat, env_id, config, max_context=language.max_context)
         assert found.first_try > 2 * CHANCE, name
-        assert sum(found.successes) < len(found.items) == routes, name
-        solved += sum(found.successes)
-    assert solved > 0
+        assert 0 < sum(found.successes) < len(found.items), name
 
 
 def test_walks_of_many_turns_are_read_once() -> None:

@@ -152,16 +152,16 @@ def test_every_level_is_right(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("impl", IMPLS)
 def test_a_shared_prompt_is_worth_its_copies(impl: str, dtype: torch.dtype) -> None:
-    segments = shortened([(130, -1), *[(60, 0)] * 4], impl)
+    segments = shortened([(130, -1), *[(60, 0)] * 8], impl)
     shared = build(segments, heads=(9, 3), width=64, dtype=dtype)
     prompt, answer = segments[0][0], segments[1][0]
     place = torch.cat(
-        [torch.cat([torch.arange(prompt), torch.arange(answer) + prompt + answer * i]) for i in range(4)]
+        [torch.cat([torch.arange(prompt), torch.arange(answer) + prompt + answer * i]) for i in range(8)]
     )
     q, k, v = (part[place] for part in shared.parts)
     grad = shared.grad[place].clone()
-    grad.view(4, prompt + answer, 9, 64)[1:, :prompt] = 0  # a prompt's own result counts once
-    copies = run(Case((q, k, v), grad, table([(prompt + answer, -1)] * 4), shared.scale), impl)
+    grad.view(8, prompt + answer, 9, 64)[1:, :prompt] = 0  # a prompt's own result counts once
+    copies = run(Case((q, k, v), grad, table([(prompt + answer, -1)] * 8), shared.scale), impl)
     limit = 5 * torch.finfo(dtype).eps
     for value, copy in zip(run(shared, impl)[1:], copies[1:], strict=True):
         total = torch.zeros(value.shape).index_add_(0, place, copy.float())
