@@ -39,8 +39,9 @@ class Pass:
 def plan(scheduler: Scheduler, budget: int, device: torch.device) -> Pass | None:
     """The next pass of about ``budget`` tokens; None if no row has anything to encode.
 
-    Rows with one token go first, then the others in the order of their admission, the last one cut. Takes the pages
-    that are needed, and evicts sequences where there are none.
+    Rows with one token go first, then the others in the order of their admission, the last one cut. What exceeds the
+    budget by an eighth at most goes with it: a pass for a few tokens reads all weights again. Takes the pages that are
+    needed, and evicts sequences where there are none.
     """
     table = scheduler.rows
     while True:
@@ -81,7 +82,7 @@ def _share(scheduler: Scheduler, budget: int) -> tuple[Slots, Int32Array]:
     table = scheduler.rows
     slots = np.flatnonzero(table.left)
     left = table.left[slots]
-    if left.sum() > max(budget, len(slots)):
+    if left.sum() > max(budget + budget // 8, len(slots)):
         turn = np.lexsort((table.order[slots], left > 1))
         slots, left = slots[turn], left[turn]
         before = np.cumsum(left) - left
