@@ -239,15 +239,6 @@ def test_a_group_prefills_its_prompt_once(llama: Any) -> None:
     assert engine.counters.model_seconds > 0
 
 
-@pytest.mark.parametrize(("lengths", "passes"), [([40, 40, 10], 1), ([40, 40, 11], 2)])
-def test_a_few_tokens_beyond_the_budget_are_no_pass_of_their_own(
-    llama: Any, lengths: list[int], passes: int
-) -> None:
-    engine = native(llama, frozenset(), step_tokens=80)
-    engine.generate(prompts(lengths, group=2), SamplingParams(1))
-    assert engine.counters.steps == passes
-
-
 def test_lengths_from_one_to_two_thousand_in_one_batch(llama: Any) -> None:
     requests = prompts([1, 2000, 7, 333, 1, 1200, 64], group=1)
     params = SamplingParams(6, 0.0)
