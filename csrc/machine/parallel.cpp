@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <string_view>
+#include <thread>
+#include <utility>
 
 #if defined(__linux__)
 #include <dlfcn.h>
@@ -18,6 +20,7 @@ struct OpenMP {
     void (*parallel)(void (*)(void*), void*, unsigned threads, unsigned flags) = nullptr;
     int (*max_threads)() = nullptr;
     int (*in_parallel)() = nullptr;
+    int (*team_size)() = nullptr;
 };
 
 #if defined(__linux__)
@@ -33,7 +36,8 @@ int visit(dl_phdr_info* info, std::size_t, void* found) {
     omp.parallel = reinterpret_cast<decltype(omp.parallel)>(dlsym(library, "GOMP_parallel"));
     omp.max_threads = reinterpret_cast<decltype(omp.max_threads)>(dlsym(library, "omp_get_max_threads"));
     omp.in_parallel = reinterpret_cast<decltype(omp.in_parallel)>(dlsym(library, "omp_in_parallel"));
-    if (!omp.parallel || !omp.max_threads || !omp.in_parallel) return 0;
+    omp.team_size = reinterpret_cast<decltype(omp.team_size)>(dlsym(library, "omp_get_num_threads"));
+    if (!omp.parallel || !omp.max_threads || !omp.in_parallel || !omp.team_size) return 0;
     *static_cast<OpenMP*>(found) = omp;
     return 1;  // the library stays referenced, so its functions stay mapped
 }
@@ -76,6 +80,69 @@ void drain(void* shared) {
     }
 }
 
+// The threads of one region, of which the one that opened it hands out the work.
+class Team {
+  public:
+    Team(void (*body)(void*), void* context) : body_(body), context_(context) {}
+
+    void lead(int threads) noexcept;
+    void follow() noexcept {
+        for (std::uint64_t seen = 0;;) {
+            wait([&] { return turn_.load(std::memory_order_acquire) != seen; });
+            ++seen;  // the next turn begins when all have left this one
+            if (work_ == nullptr) return;
+            drain(work_);
+            left_.fetch_add(1, std::memory_order_release);
+        }
+    }
+    // Drained when this returns.
+    void share(Work& work) noexcept {
+        call(&work);
+        drain(&work);
+        wait([&] { return left_.load(std::memory_order_acquire) == followers_; });
+    }
+
+  private:
+    void call(Work* work) noexcept {
+        work_ = work;
+        left_.store(0, std::memory_order_relaxed);
+        turn_.fetch_add(1, std::memory_order_release);
+    }
+
+    template <class Done>
+    static void wait(const Done& done) noexcept {
+        for (int spins = 0; !done();) {
+            if (spins == kSpins) {
+                std::this_thread::yield();
+                continue;
+            }
+            ++spins;
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#endif
+        }
+    }
+    static constexpr int kSpins = 2000;  // some 50 us: longer than what a pass does between two kernels
+
+    void (*const body_)(void*);
+    void* const context_;
+    int followers_ = 0;
+    Work* work_ = nullptr;  // of this turn; none: go home
+    // Lines of their own: some watch the one while others write to the other.
+    alignas(64) std::atomic<std::uint64_t> turn_{0};
+    alignas(64) std::atomic<int> left_{0};
+};
+
+thread_local Team* led = nullptr;  // by this thread, while nothing is handed out
+
+void Team::lead(int threads) noexcept {
+    followers_ = threads - 1;
+    led = this;
+    body_(context_);
+    led = nullptr;
+    call(nullptr);
+}
+
 }  // namespace
 
 int max_threads() noexcept {
@@ -95,6 +162,11 @@ void run_chunks(std::int64_t count, std::int64_t grain, Chunk chunk, void* conte
     Work work{{0}, count, grain, chunk, context};
     const std::int64_t chunks = (count + grain - 1) / grain;
     if (chunks == 1) return drain(&work);
+    if (Team* const team = std::exchange(led, nullptr)) {
+        team->share(work);
+        led = team;
+        return;
+    }
     if (const ThreadRunner runner = test_runner.load(std::memory_order_acquire)) {
         return runner(&drain, &work, test_threads.load(std::memory_order_relaxed));
     }
@@ -103,6 +175,25 @@ void run_chunks(std::int64_t count, std::int64_t grain, Chunk chunk, void* conte
     const auto threads = static_cast<unsigned>(std::min<std::int64_t>(chunks, omp->max_threads()));
     if (threads <= 1) return drain(&work);
     omp->parallel(&drain, &work, threads, 0);
+}
+
+void hold_team(void (*body)(void*), void* context) noexcept {
+    const ThreadRunner runner = test_runner.load(std::memory_order_acquire);
+    const OpenMP* const omp = runner ? nullptr : openmp();
+    const int threads = max_threads();
+    if (led || threads == 1 || (omp && omp->in_parallel())) return body(context);
+    struct Region {
+        Team team;
+        std::thread::id leader;
+        int (*size)();
+    } region{{body, context}, std::this_thread::get_id(), omp ? omp->team_size : &max_threads};
+    const auto member = [](void* shared) {
+        Region& here = *static_cast<Region*>(shared);
+        // Fewer than asked for may have come.
+        std::this_thread::get_id() == here.leader ? here.team.lead(here.size()) : here.team.follow();
+    };
+    runner ? runner(member, &region, threads)
+           : omp->parallel(member, &region, static_cast<unsigned>(threads), 0);
 }
 
 }  // namespace sftrl

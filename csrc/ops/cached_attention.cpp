@@ -1,6 +1,7 @@
 #include "sftrl/ops/cached_attention.h"
 
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "cached_attention_block.h"
@@ -12,7 +13,12 @@ namespace {
 
 using namespace cached;
 
-constexpr int kSecondCache = 2;  // of __builtin_prefetch
+constexpr int kLine = 64, kSecondCache = 2;  // of __builtin_prefetch
+constexpr std::int64_t kPartsPerThread = 2;  // of the tasks: what follows is known within a part
+// At each place where some are asked for. 2 are too few to have them in time, and all at once cost as much as
+// none.
+constexpr int kLinesAtOnce = 6;
+constexpr int kAll = std::numeric_limits<int>::max();
 
 struct alignas(64) Line {
     float lanes[kLanes];
@@ -21,7 +27,7 @@ struct alignas(64) Line {
 // Memory of one thread, kept from call to call and grown to the widest head seen.
 struct Memory {
     std::vector<Line> lines;
-    std::vector<Span> spans;
+    std::vector<Step> steps;
     float* floats(std::size_t count) {
         if (lines.size() * kLanes < count) lines.resize(count / kLanes + 1);
         return lines[0].lanes;
@@ -42,36 +48,50 @@ class Attention {
           units_((width_ + P::kElements - 1) / P::kElements),
           factor_(a_.scale * 1.44269504f) {}  // log2(e): weights are powers of 2
 
-    // All spans of a task, one after another.
-    void whole(std::int64_t task) const {
+    // All spans of some tasks, one after another.
+    void whole(std::int64_t begin, std::int64_t end) const {
         Desk desk = sit();
-        const Unit& unit = p_.unit(task);
-        read_queries(task, 0, static_cast<int>(unit.end - unit.begin), desk);
-        begin(task, desk.rows);
-        std::vector<Span>& spans = desk_memory.spans;
-        spans.clear();
-        p_.each_span(unit, [&](const Span& span) { spans.push_back(span); });
-        for (std::size_t i = 0; i < spans.size(); ++i) {
-            if (i + 1 < spans.size()) fetch(task, spans[i + 1], desk);
-            const int first = spans[i].query_begin * p_.heads_of(task);
-            attend(task, spans[i], desk.queries + first * units_, desk, desk.part);
-            merge(desk.rows.from(first), desk.part,
-                  (spans[i].query_end - spans[i].query_begin) * p_.heads_of(task));
+        std::vector<Step>& steps = desk_memory.steps;
+        steps.clear();
+        for (std::int64_t task = begin; task < end; ++task) {
+            p_.each_span(p_.unit(task), [&](const Span& span) { steps.push_back({task, span}); });
         }
-        write(task, desk.rows);
+        std::size_t i = 0;
+        Coming coming = next(steps.data(), i, steps.size());
+        for (std::int64_t task = begin; task < end; ++task) {
+            const Unit& unit = p_.unit(task);
+            read_queries(task, 0, static_cast<int>(unit.end - unit.begin), desk);
+            begin_rows(task, desk.rows);
+            for (; i < steps.size() && steps[i].task == task; ++i) {
+                coming.ask_for(kAll);
+                coming = next(steps.data(), i + 1, steps.size());
+                const Span& span = steps[i].span;
+                const int first = span.query_begin * p_.heads_of(task);
+                attend(steps[i], desk.queries + first * units_, desk, desk.part, coming);
+                merge(desk.rows.from(first), desk.part,
+                      (span.query_end - span.query_begin) * p_.heads_of(task));
+            }
+            write(task, desk.rows);
+        }
     }
 
-    // One span of a task, left at its slot.
-    void single(const Slot& slot, float* slots) const {
+    // Spans of any tasks, each left at its slot.
+    void apart(std::int64_t begin, std::int64_t end, float* slots) const {
         Desk desk = sit();
-        read_queries(slot.task, slot.span.query_begin, slot.span.query_end, desk);
-        attend(slot.task, slot.span, desk.queries, desk, at(slot, slots));
+        Coming coming = next(p_.slots.data(), begin, end);
+        for (std::int64_t i = begin; i < end; ++i) {
+            const Slot& slot = p_.slots[static_cast<std::size_t>(i)];
+            coming.ask_for(kAll);
+            coming = next(p_.slots.data(), i + 1, end);
+            read_queries(slot.task, slot.span.query_begin, slot.span.query_end, desk);
+            attend(slot, desk.queries, desk, at(slot, slots), coming);
+        }
     }
 
     // What `whole` would have made of the spans at a task's slots.
     void join(std::int64_t task, float* slots) const {
         Desk desk = sit();
-        begin(task, desk.rows);
+        begin_rows(task, desk.rows);
         const auto at_task = static_cast<std::size_t>(task);
         for (std::size_t i = p_.firsts[at_task]; i < p_.firsts[at_task + 1]; ++i) {
             const Span& span = p_.slots[i].span;
@@ -136,7 +156,7 @@ class Attention {
         }
     }
 
-    void begin(std::int64_t task, const Rows& rows) const {
+    void begin_rows(std::int64_t task, const Rows& rows) const {
         const auto count = (p_.unit(task).end - p_.unit(task).begin) * p_.heads_of(task);
         std::fill(rows.highest, rows.highest + count, -__builtin_inff());
         std::fill(rows.sum, rows.sum + count, 0.0f);
@@ -179,23 +199,53 @@ class Attention {
         for (int t = tokens; t < round_up(tokens, kLanes); ++t) desk.keys[t] = desk.values[t] = desk.zeros;
     }
 
-    // Asks for a span's first tokens while the span before it is worked on.
-    void fetch(std::int64_t task, const Span& span, Desk& desk) const {
-        const int tokens = static_cast<int>(std::min<std::int64_t>(kChunkTokens, span.end - span.begin));
-        find(task, span.pages, span.begin, tokens, desk);
-        fetch(desk.keys, tokens);
-        fetch(desk.values, tokens);
-    }
-    void fetch(const T* const* rows, int count) const {
-        for (int i = 0; i < count; ++i) {
-            const char* const row = reinterpret_cast<const char*>(rows[i]);
-            for (std::size_t at = 0; at < width_ * sizeof(T); at += 64)
-                __builtin_prefetch(row + at, 0, kSecondCache);
+    // The cache lines of a step that comes after this one. They are asked for a few at a time amid the work:
+    // all at once, the work would wait for its own loads behind them.
+    class Coming {
+      public:
+        Coming() = default;  // nothing
+        Coming(const Attention& attention, const Step& step)
+            : a_(&attention.a_),
+              token_bytes_(a_->width * static_cast<std::int64_t>(sizeof(T))),
+              head_(attention.p_.kv_head(step.task)),
+              page_(step.span.pages + step.span.begin / a_->page_size),
+              left_((step.span.end - step.span.begin) * token_bytes_) {
+            turn_to(step.span.begin % a_->page_size * token_bytes_);
         }
+        void ask_for(int lines) {  // of the keys, and as many of the values
+            for (; lines > 0 && at_ < end_; --lines) {
+                __builtin_prefetch(static_cast<const std::byte*>(a_->k_cache) + at_, 0, kSecondCache);
+                __builtin_prefetch(static_cast<const std::byte*>(a_->v_cache) + at_, 0, kSecondCache);
+                at_ += kLine;
+                if (at_ >= end_ && left_ > 0) {
+                    ++page_;
+                    turn_to(0);
+                }
+            }
+        }
+
+      private:
+        void turn_to(std::int64_t inside) {
+            const std::int64_t page_bytes = a_->page_size * token_bytes_;
+            const std::int64_t here = std::min(left_, page_bytes - inside);
+            at_ = (*page_ * a_->kv_heads + head_) * page_bytes + inside;
+            end_ = at_ + here;
+            left_ -= here;
+        }
+        const CachedAttentionArgs* a_ = nullptr;
+        std::int64_t token_bytes_ = 0, head_ = 0;
+        const std::int32_t* page_ = nullptr;
+        std::int64_t left_ = 0;  // bytes on the pages behind this one
+        std::int64_t at_ = 0, end_ = 0;
+    };
+
+    template <class AStep>
+    Coming next(const AStep* steps, std::size_t i, std::size_t count) const {
+        return i < count ? Coming(*this, steps[i]) : Coming();
     }
 
     // Keys [tokens] x [units] become packed [units, kChunkTokens].
-    void pack(const T* const* keys, int tokens, float* packed) const {
+    void pack(const T* const* keys, int tokens, float* packed, Coming& coming) const {
         for (int t = 0; t < tokens; t += kLanes) {
             for (int u = 0; u < units_; u += kLanes) {
                 float* const to = packed + u * kChunkTokens + t;
@@ -205,6 +255,7 @@ class Attention {
                     const int count = units_ - u, left = width_ - u * P::kElements;
                     turn(keys + t, u, to, count, [=](const T* from) { return P::units(from, count, left); });
                 }
+                coming.ask_for(kLinesAtOnce);
             }
         }
     }
@@ -217,9 +268,11 @@ class Attention {
         for (int i = 0; i < count; ++i) store(rows[i], to + i * kChunkTokens);
     }
 
-    // The span's queries, whose rows begin at `queries`, over its tokens.
-    void attend(std::int64_t task, const Span& span, const QueryUnit* queries, Desk& desk,
-                const Rows& to) const {
+    // The step's queries, whose rows begin at `queries`, over its tokens.
+    void attend(const Step& step, const QueryUnit* queries, Desk& desk, const Rows& to,
+                Coming& coming) const {
+        const std::int64_t task = step.task;
+        const Span& span = step.span;
         const int heads = p_.heads_of(task), rows = (span.query_end - span.query_begin) * heads;
         for (std::int64_t at = span.begin; at < span.end; at += kBlockTokens) {
             const int tokens = static_cast<int>(std::min<std::int64_t>(kBlockTokens, span.end - at));
@@ -229,21 +282,22 @@ class Attention {
                 return static_cast<int>(std::clamp<std::int64_t>(count, 0, tokens));
             };
             find(task, span.pages, at, tokens, desk);
-            score(queries, rows, tokens, seen, desk);
+            score(queries, rows, tokens, seen, desk, coming);
             for (int r = 0; r < rows; ++r) {
                 desk.keep[r] = softmax_row<P>(desk.scores + r * kBlockTokens, seen(r), tokens, first,
                                               to.highest[r], to.sum[r]);
+                coming.ask_for(kLinesAtOnce);
             }
-            add_values(rows, first ? nullptr : desk.keep, seen, desk, to);
+            add_values(rows, first ? nullptr : desk.keep, seen, desk, to, coming);
         }
     }
 
     template <class Seen>
-    void score(const QueryUnit* queries, int rows, int tokens, const Seen& seen, const Desk& desk) const {
+    void score(const QueryUnit* queries, int rows, int tokens, const Seen& seen, const Desk& desk,
+               Coming& coming) const {
         for (int chunk = 0; chunk < tokens; chunk += kChunkTokens) {
             const int count = std::min(kChunkTokens, tokens - chunk);
-            fetch(desk.values + chunk, count);
-            pack(desk.keys + chunk, count, desk.packed);
+            pack(desk.keys + chunk, count, desk.packed, coming);
             for (int r = 0; r < rows; r += kTileRows) {
                 const int tile = std::min(kTileRows, rows - r);
                 const int end = std::min(count, seen(r + tile - 1) - chunk);
@@ -256,13 +310,15 @@ class Attention {
                                                 factor_, scores);
                         });
                     });
+                    coming.ask_for(kLinesAtOnce);
                 }
             }
         }
     }
 
     template <class Seen>
-    void add_values(int rows, const float* keep, const Seen& seen, const Desk& desk, const Rows& to) const {
+    void add_values(int rows, const float* keep, const Seen& seen, const Desk& desk, const Rows& to,
+                    Coming& coming) const {
         for (int r = 0; r < rows; r += kTileRows) {
             const int tile = std::min(kTileRows, rows - r), tokens = seen(r + tile - 1);
             for (int i = 0; i < p_.stride; i += kTileVectors * kLanes) {
@@ -276,6 +332,7 @@ class Attention {
                             }
                         });
                 });
+                coming.ask_for(kLinesAtOnce);
             }
         }
     }
@@ -289,16 +346,18 @@ class Attention {
 template <class T>
 void run(const Plan& plan) {
     const Attention<T> attention(plan);
-    const auto each = [](std::int64_t count, const auto& work) {
-        parallel_for(count, 1, [&](std::int64_t begin, std::int64_t end) {
-            for (std::int64_t i = begin; i < end; ++i) work(i);
-        });
-    };
-    if (plan.slots.empty()) return each(plan.tasks(), [&](std::int64_t task) { attention.whole(task); });
+    const auto part = [](std::int64_t count) { return count / (kPartsPerThread * max_threads()); };
+    if (plan.slots.empty()) {
+        return parallel_for(plan.tasks(), part(plan.tasks()),
+                            [&](std::int64_t begin, std::int64_t end) { attention.whole(begin, end); });
+    }
     float* const slots = slot_memory.floats(plan.slot_floats);
-    each(static_cast<std::int64_t>(plan.slots.size()),
-         [&](std::int64_t i) { attention.single(plan.slots[static_cast<std::size_t>(i)], slots); });
-    each(plan.tasks(), [&](std::int64_t task) { attention.join(task, slots); });
+    const auto count = static_cast<std::int64_t>(plan.slots.size());
+    parallel_for(count, part(count),
+                 [&](std::int64_t begin, std::int64_t end) { attention.apart(begin, end, slots); });
+    parallel_for(plan.tasks(), 1, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t task = begin; task < end; ++task) attention.join(task, slots);
+    });
 }
 
 }  // namespace

@@ -39,10 +39,13 @@ struct Span {
     bool causal;        // one more if causal, and as many if not
 };
 
-struct Slot {  // a span of a task that is computed beside the task's other spans
+struct Step {
     std::int64_t task;
     Span span;
-    std::size_t at;  // where its Rows stand
+};
+
+struct Slot : Step {  // done beside the other steps of its task
+    std::size_t at;   // where its Rows stand
 };
 
 // What does not depend on the element type: the cutting of the work.
@@ -132,7 +135,7 @@ class Plan {
         for (std::int64_t task = 0; task < tasks(); ++task) {
             firsts.push_back(slots.size());
             each_span(unit(task), [&](const Span& span) {
-                slots.push_back({task, span, slot_floats});
+                slots.push_back({{task, span}, slot_floats});
                 const int rows = heads_of(task) * (span.query_end - span.query_begin);
                 slot_floats += static_cast<std::size_t>(round_up(rows, kLanes)) * (stride + 2);
             });

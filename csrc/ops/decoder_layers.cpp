@@ -126,6 +126,8 @@ class Pass {
 
 }  // namespace
 
-void decoder_layers(const DecoderLayersArgs& args) noexcept { Pass(args).run(); }
+void decoder_layers(const DecoderLayersArgs& args) noexcept {
+    with_team([&] { Pass(args).run(); });
+}
 
 }  // namespace sftrl::SFTRL_LEVEL

@@ -44,12 +44,16 @@ struct Ahead {
     std::int64_t stride;
 };
 inline constexpr int kLine = 64;
+inline constexpr std::int64_t kMostParts = 64;  // of a panel: a step then moves on by three bytes
 
-// What follows `panel`, a third of it in each tile of rows that reads `panel`; `tile` counts those.
+// What follows `panel`, in even parts while `tiles` tiles of rows read `panel`, of which this is number
+// `tile`. With fewer than three not all of it.
 template <class T>
-SFTRL_INLINE Ahead next_panel(const T* panel, std::int64_t k, std::int64_t tile = 0) {
+SFTRL_INLINE Ahead next_panel(const T* panel, std::int64_t k, std::int64_t tile = 0, std::int64_t tiles = 3) {
     const std::int64_t bytes = panel_size<T>(k) * static_cast<std::int64_t>(sizeof(T));
-    return {reinterpret_cast<const char*>(panel) + bytes + tile * bytes / 3, kLine};
+    const std::int64_t parts = std::clamp<std::int64_t>(tiles, 3, kMostParts);
+    return {reinterpret_cast<const char*>(panel) + bytes + std::min(tile, parts) * bytes / parts,
+            3 * kLine / parts};
 }
 // Nothing: where one tile reads a panel, processors see the stream by themselves and asking only slowed them.
 template <class T>

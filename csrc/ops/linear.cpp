@@ -7,7 +7,7 @@ namespace sftrl::SFTRL_LEVEL {
 namespace {
 
 constexpr std::int64_t kRowBlock = 64;       // rows of a unit of work where there are too few panels
-constexpr std::int64_t kUnitsPerThread = 8;  // so that no thread waits long for the last one
+constexpr std::int64_t kUnitsPerThread = 8;  // at least, where rows can be cut: so threads get even parts
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -44,9 +44,11 @@ void panel_rows(const LinearArgs& a, std::int64_t panel, std::int64_t begin, std
     const int columns = static_cast<int>(std::min<std::int64_t>(kPanel, a.n - column));
     const T* const packed = static_cast<const T*>(a.packed) + panel * panel_size<T>(a.k);
     const T* const bias = a.bias ? static_cast<const T*>(a.bias) + column : nullptr;
+    const std::int64_t tiles_of_rows = ceil_div(end - begin, kTileRows);
     for (std::int64_t r = begin; r < end; r += kTileRows) {
-        const Ahead ahead = end - begin > kTileRows ? next_panel(packed, a.k, (r - begin) / kTileRows)
-                                                    : nothing_ahead(packed);
+        const Ahead ahead = tiles_of_rows > 1
+                                ? next_panel(packed, a.k, (r - begin) / kTileRows, tiles_of_rows)
+                                : nothing_ahead(packed);
         const std::int64_t rows = std::min<std::int64_t>(kTileRows, end - r);
         tiles(static_cast<const T*>(a.x) + r * a.k, a.k, packed, a.k, sums, kPanel, false, rows, ahead);
         for (std::int64_t i = 0; i < rows; ++i) {
@@ -61,13 +63,15 @@ void run(const LinearArgs& a) {
     const std::int64_t blocks =
         std::clamp<std::int64_t>(ceil_div(wanted, panels), 1, ceil_div(a.rows, kRowBlock));
     const std::int64_t height = ceil_div(ceil_div(a.rows, blocks), kTileRows) * kTileRows;
-    // Panels outside: the row blocks of one follow each other while it is in a cache.
-    parallel_for(panels * blocks, panels * blocks / wanted, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t u = begin; u < end; ++u) {
-            const std::int64_t row = u % blocks * height;
-            panel_rows<T, Out>(a, u / blocks, row, std::min(a.rows, row + height));
-        }
-    });
+    // Panels outside: the row blocks of one follow each other while it is in a cache. A part a thread:
+    // processors see one stream each, and what a thread asked for ahead is its own.
+    parallel_for(panels * blocks, ceil_div(panels * blocks, max_threads()),
+                 [&](std::int64_t begin, std::int64_t end) {
+                     for (std::int64_t u = begin; u < end; ++u) {
+                         const std::int64_t row = u % blocks * height;
+                         panel_rows<T, Out>(a, u / blocks, row, std::min(a.rows, row + height));
+                     }
+                 });
 }
 
 }  // namespace

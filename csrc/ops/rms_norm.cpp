@@ -8,7 +8,7 @@
 namespace sftrl::SFTRL_LEVEL {
 namespace {
 
-constexpr std::int64_t kElementsPerChunk = 32768;  // a thread's share must be worth waking it for
+constexpr std::int64_t kElementsPerChunk = 4096;  // a thread's share must be worth waking it for
 
 // Rounded to the element type between the steps, as transformers' LlamaRMSNorm does.
 template <class T>

@@ -8,7 +8,7 @@
 namespace sftrl::SFTRL_LEVEL {
 namespace {
 
-constexpr std::int64_t kElementsPerChunk = 16384;  // a thread's share must be worth waking it for
+constexpr std::int64_t kElementsPerChunk = 4096;  // a thread's share must be worth waking it for
 
 // (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), each product rounded to the element type as transformers
 // does.

@@ -6,7 +6,7 @@
 namespace sftrl::SFTRL_LEVEL {
 namespace {
 
-constexpr std::int64_t kElementsPerChunk = 16384;  // a thread's share must be worth waking it for
+constexpr std::int64_t kElementsPerChunk = 8192;  // a thread's share must be worth waking it for
 
 // silu(gate) is rounded to the element type before the product, as transformers does.
 template <class T>

@@ -35,6 +35,17 @@ void parallel_for(std::int64_t count, std::int64_t grain, Body&& body) noexcept 
         const_cast<void*>(static_cast<const void*>(&body)));
 }
 
+// Calls `body(context)` on this thread while the rest of the team stands by: each `run_chunks` within only
+// hands them work, which costs a fraction of waking them. For kernels in a row with little between them;
+// whoever stands by for long gives its core to others.
+void hold_team(void (*body)(void*), void* context) noexcept;
+
+template <class Body>
+void with_team(Body&& body) noexcept {
+    hold_team([](void* context) { (*static_cast<std::remove_reference_t<Body>*>(context))(); },
+              const_cast<void*>(static_cast<const void*>(&body)));
+}
+
 // body(slot, index) once for each index of [0, count); two calls that run at once have different slots of
 // [0, slots), so a slot can stand for a piece of scratch memory.
 template <class Body>
