@@ -85,6 +85,7 @@ class Team {
   public:
     Team(void (*body)(void*), void* context) : body_(body), context_(context) {}
 
+    int size() const { return followers_ + 1; }
     void lead(int threads) noexcept;
     void follow() noexcept {
         for (std::uint64_t seen = 0;;) {
@@ -146,6 +147,7 @@ void Team::lead(int threads) noexcept {
 }  // namespace
 
 int max_threads() noexcept {
+    if (led) return led->size();
     if (test_runner.load(std::memory_order_acquire)) return test_threads.load(std::memory_order_relaxed);
     const OpenMP* const omp = openmp();
     return omp ? std::max(1, omp->max_threads()) : 1;
@@ -180,13 +182,14 @@ void run_chunks(std::int64_t count, std::int64_t grain, Chunk chunk, void* conte
 void hold_team(void (*body)(void*), void* context) noexcept {
     const ThreadRunner runner = test_runner.load(std::memory_order_acquire);
     const OpenMP* const omp = runner ? nullptr : openmp();
-    const int threads = max_threads();
-    if (led || threads == 1 || (omp && omp->in_parallel())) return body(context);
+    if (led || (!runner && (omp == nullptr || omp->in_parallel()))) return body(context);
+    const int threads = runner ? test_threads.load(std::memory_order_relaxed) : omp->max_threads();
+    if (threads <= 1) return body(context);
     struct Region {
         Team team;
         std::thread::id leader;
         int (*size)();
-    } region{{body, context}, std::this_thread::get_id(), omp ? omp->team_size : &max_threads};
+    } region{{body, context}, std::this_thread::get_id(), runner ? &max_threads : omp->team_size};
     const auto member = [](void* shared) {
         Region& here = *static_cast<Region*>(shared);
         // Fewer than asked for may have come.

@@ -15,6 +15,7 @@ using namespace cached;
 
 constexpr int kLine = 64, kSecondCache = 2;  // of __builtin_prefetch
 constexpr std::int64_t kPartsPerThread = 2;  // of the tasks: what follows is known within a part
+constexpr std::int64_t kMostInPart = 8;      // tasks, for those of one long sequence lie side by side
 // At each place where some are asked for. 2 are too few to have them in time, and all at once cost as much as
 // none.
 constexpr int kLinesAtOnce = 6;
@@ -346,7 +347,9 @@ class Attention {
 template <class T>
 void run(const Plan& plan) {
     const Attention<T> attention(plan);
-    const auto part = [](std::int64_t count) { return count / (kPartsPerThread * max_threads()); };
+    const auto part = [](std::int64_t count) {
+        return std::min(kMostInPart, count / (kPartsPerThread * max_threads()));
+    };
     if (plan.slots.empty()) {
         return parallel_for(plan.tasks(), part(plan.tasks()),
                             [&](std::int64_t begin, std::int64_t end) { attention.whole(begin, end); });
