@@ -39,17 +39,17 @@ SFTRL_INLINE void finish_row(const float* sums, const T* bias, Out* out, int col
 // Rows [begin, end) of one panel's columns.
 template <class T, class Out>
 void panel_rows(const LinearArgs& a, std::int64_t panel, std::int64_t begin, std::int64_t end) {
-    alignas(64) float sums[kTileRows * kPanel];
+    alignas(64) float sums[kTileRows<T> * kPanel];
     const std::int64_t column = panel * kPanel;
     const int columns = static_cast<int>(std::min<std::int64_t>(kPanel, a.n - column));
     const T* const packed = static_cast<const T*>(a.packed) + panel * panel_size<T>(a.k);
     const T* const bias = a.bias ? static_cast<const T*>(a.bias) + column : nullptr;
-    const std::int64_t tiles_of_rows = ceil_div(end - begin, kTileRows);
-    for (std::int64_t r = begin; r < end; r += kTileRows) {
+    const std::int64_t tiles_of_rows = ceil_div(end - begin, kTileRows<T>);
+    for (std::int64_t r = begin; r < end; r += kTileRows<T>) {
         const Ahead ahead = tiles_of_rows > 1
-                                ? next_panel(packed, a.k, (r - begin) / kTileRows, tiles_of_rows)
+                                ? next_panel(packed, a.k, (r - begin) / kTileRows<T>, tiles_of_rows)
                                 : nothing_ahead(packed);
-        const std::int64_t rows = std::min<std::int64_t>(kTileRows, end - r);
+        const std::int64_t rows = std::min<std::int64_t>(kTileRows<T>, end - r);
         tiles(static_cast<const T*>(a.x) + r * a.k, a.k, packed, a.k, sums, kPanel, false, rows, ahead);
         for (std::int64_t i = 0; i < rows; ++i) {
             finish_row(sums + i * kPanel, bias, static_cast<Out*>(a.out) + (r + i) * a.n + column, columns);
@@ -62,7 +62,7 @@ void run(const LinearArgs& a) {
     const std::int64_t panels = ceil_div(a.n, kPanel), wanted = kUnitsPerThread * max_threads();
     const std::int64_t blocks =
         std::clamp<std::int64_t>(ceil_div(wanted, panels), 1, ceil_div(a.rows, kRowBlock));
-    const std::int64_t height = ceil_div(ceil_div(a.rows, blocks), kTileRows) * kTileRows;
+    const std::int64_t height = ceil_div(ceil_div(a.rows, blocks), kTileRows<T>) * kTileRows<T>;
     // Panels outside: the row blocks of one follow each other while it is in a cache. A part a thread:
     // processors see one stream each, and what a thread asked for ahead is its own.
     parallel_for(panels * blocks, ceil_div(panels * blocks, max_threads()),

@@ -12,6 +12,8 @@ namespace sftrl::SFTRL_LEVEL {
 
 using bf16 = std::uint16_t;  // the upper half of a float's bits
 
+inline constexpr int kLine = 64;  // bytes of a cache line
+
 SFTRL_INLINE float to_float(float value) { return value; }
 SFTRL_INLINE float to_float(bf16 value) {
     const std::uint32_t bits = static_cast<std::uint32_t>(value) << 16;

@@ -12,7 +12,7 @@ import torch
 from sftrl_fast import _C
 from sftrl_fast.ops.dispatch import interpreting
 
-LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16")
+LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 @pytest.fixture(params=LEVELS)

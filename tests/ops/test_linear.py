@@ -14,7 +14,7 @@ from sftrl_fast.ops.dispatch import availability
 from sftrl_fast.ops.linear import linear, pack_linear
 
 IMPLS = [row.impl for row in availability("linear") if row.available]
-LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16")
+LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx")
 COMPILED = [impl for impl in IMPLS if impl != "torch"]
 DTYPES = [torch.float32, torch.bfloat16]
 MARGIN = 2.0

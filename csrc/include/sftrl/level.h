@@ -7,8 +7,8 @@ namespace sftrl {
 
 // In rising order; each includes those before it. Elsewhere than on x86-64 there is only kScalar, which is
 // the compiler's baseline for the target.
-enum class Level { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
-inline constexpr std::string_view kLevelNames[] = {"scalar", "avx2", "avx512", "avx512_bf16"};
+enum class Level { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmx };
+inline constexpr std::string_view kLevelNames[] = {"scalar", "avx2", "avx512", "avx512_bf16", "amx"};
 
 // The highest level that this build holds and this processor and its system run.
 Level detected_level() noexcept;
@@ -39,6 +39,9 @@ bool set_level(Level wanted) noexcept;
     namespace avx512_bf16 {                       \
     void name(const Args&) noexcept;              \
     }                                             \
+    namespace amx {                               \
+    void name(const Args&) noexcept;              \
+    }                                             \
     inline void name(const Args& args) noexcept { \
         switch (level()) {                        \
             case Level::kScalar:                  \
@@ -49,6 +52,8 @@ bool set_level(Level wanted) noexcept;
                 return avx512::name(args);        \
             case Level::kAvx512Bf16:              \
                 return avx512_bf16::name(args);   \
+            case Level::kAmx:                     \
+                return amx::name(args);           \
         }                                         \
     }
 #else

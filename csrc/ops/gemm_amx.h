@@ -1,0 +1,146 @@
+// The micro-kernel in the matrix registers of AMX: eight tiles, each of up to 16 rows of 64 bytes.
+#pragma once
+
+#if defined(__AMX_BF16__)
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "gemm_panel.h"
+
+namespace sftrl::SFTRL_LEVEL::tmul {
+
+inline constexpr int kBlock = 16;           // rows of a tile
+inline constexpr int kRows = 2 * kBlock;    // rows times 48 columns of the product: six tiles
+inline constexpr int kStep = 32;            // elements of bfloat16 along k in a tile's row
+inline constexpr int kColumns = 16;         // of the product in a tile
+inline constexpr std::int64_t kTileBytes = 64;
+
+// Operand of LDTILECFG (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, 18.2).
+struct alignas(64) Shapes {
+    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    std::uint16_t row_bytes[16] = {};
+    std::uint8_t rows[16] = {};
+};
+
+// Tiles 0 to 2 and 3 to 5: the product's first and second block of rows. 6: rows of a. 7: of the panel.
+constexpr Shapes shapes_of(int rows) {
+    Shapes shapes;
+    for (int tile = 0; tile < 8; ++tile) {
+        shapes.row_bytes[tile] = kTileBytes;
+        shapes.rows[tile] = static_cast<std::uint8_t>(tile == 7 ? kBlock : rows);
+    }
+    return shapes;
+}
+struct AllShapes {
+    Shapes of[kBlock + 1];
+    constexpr AllShapes() : of{} {
+        for (int rows = 1; rows <= kBlock; ++rows) of[rows] = shapes_of(rows);
+    }
+};
+inline constexpr AllShapes kShapes;
+
+// The intrinsics do not say what they read: what is written before is in memory from here on.
+SFTRL_INLINE void in_memory() { asm volatile("" ::: "memory"); }
+
+// Adds 32 elements along k of both blocks of rows, the second at `below`; pitches are in bytes.
+template <int Blocks>
+SFTRL_INLINE void add_step(const bf16* a, const bf16* below, std::int64_t a_pitch, const bf16* panel) {
+    constexpr std::int64_t pitch = kPanel * 2 * sizeof(bf16);  // of two elements along k
+    _tile_loadd(7, panel, pitch);
+    _tile_loadd(6, a, a_pitch);
+    _tile_dpbf16ps(0, 6, 7);
+    if constexpr (Blocks == 2) {
+        _tile_loadd(6, below, a_pitch);
+        _tile_dpbf16ps(3, 6, 7);
+    }
+    _tile_loadd(7, panel + 2 * kColumns, pitch);
+    if constexpr (Blocks == 2) {
+        _tile_dpbf16ps(4, 6, 7);
+        _tile_loadd(6, a, a_pitch);
+    }
+    _tile_dpbf16ps(1, 6, 7);
+    _tile_loadd(7, panel + 4 * kColumns, pitch);
+    _tile_dpbf16ps(2, 6, 7);
+    if constexpr (Blocks == 2) {
+        _tile_loadd(6, below, a_pitch);
+        _tile_dpbf16ps(5, 6, 7);
+    }
+}
+
+// The last `left` (1 to 31) elements along k, with zeros after them.
+template <int Blocks>
+SFTRL_INLINE void add_rest(const bf16* a, const bf16* below, std::int64_t lda, std::int64_t rows,
+                           const bf16* panel, std::int64_t left) {
+    alignas(64) bf16 rest[2][kBlock * kStep] = {}, columns[kStep * kPanel] = {};
+    for (std::int64_t r = 0; r < rows; ++r) {
+        std::copy_n(a + r * lda, left, rest[0] + r * kStep);
+        if (Blocks == 2) std::copy_n(below + r * lda, left, rest[1] + r * kStep);
+    }
+    std::copy_n(panel, panel_size<bf16>(left), columns);
+    in_memory();
+    add_step<Blocks>(rest[0], rest[1], kStep * sizeof(bf16), columns);
+}
+
+// c[r][0..48) = a[r][0..k) * panel for `rows` (at most 16) rows or, with two blocks, for 16 and the 16 that
+// end with row number `rows` - 1.
+template <int Blocks>
+void tile(const bf16* a, std::int64_t lda, const bf16* panel, std::int64_t k, float* c, std::int64_t ldc,
+          std::int64_t rows, Ahead ahead) {
+    const std::int64_t second = Blocks == 2 ? rows - kBlock : 0;
+    const bf16* below = a + second * lda;
+    in_memory();
+    _tile_loadconfig(&kShapes.of[std::min<std::int64_t>(rows, kBlock)]);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    if constexpr (Blocks == 2) {
+        _tile_zero(3);
+        _tile_zero(4);
+        _tile_zero(5);
+    }
+    for (; k >= kStep; k -= kStep, a += kStep, below += kStep, panel += kStep * kPanel) {
+        const char* const asked = ahead.at + kStep / 2 * ahead.stride;
+        for (; ahead.at < asked; ahead.at += kLine) __builtin_prefetch(ahead.at);
+        add_step<Blocks>(a, below, lda * static_cast<std::int64_t>(sizeof(bf16)), panel);
+    }
+    if (k > 0) add_rest<Blocks>(a, below, lda, std::min<std::int64_t>(rows, kBlock), panel, k);
+    const std::int64_t pitch = ldc * static_cast<std::int64_t>(sizeof(float));
+    _tile_stored(0, c, pitch);
+    _tile_stored(1, c + kColumns, pitch);
+    _tile_stored(2, c + 2 * kColumns, pitch);
+    if constexpr (Blocks == 2) {
+        float* const under = c + second * ldc;
+        _tile_stored(3, under, pitch);
+        _tile_stored(4, under + kColumns, pitch);
+        _tile_stored(5, under + 2 * kColumns, pitch);
+    }
+    _tile_release();
+}
+
+// c[r][0..48) (+)= a[r][0..k) * panel for any number of rows.
+inline void tile_column(const bf16* a, std::int64_t lda, const bf16* panel, std::int64_t k, float* c,
+                        std::int64_t ldc, bool add, std::int64_t rows, Ahead ahead) {
+    alignas(64) float sums[kRows * kPanel];
+    for (; rows > 0; rows -= kRows, a += kRows * lda, c += kRows * ldc) {
+        const std::int64_t now = std::min<std::int64_t>(rows, kRows);
+        float* const to = add ? sums : c;
+        const std::int64_t pitch = add ? kPanel : ldc;
+        now > kBlock ? tile<2>(a, lda, panel, k, to, pitch, now, ahead)
+                     : tile<1>(a, lda, panel, k, to, pitch, now, ahead);
+        if (!add) continue;
+        for (std::int64_t r = 0; r < now; ++r) {
+            for (int j = 0; j < kPanel; j += kLanes) {
+                float* const sum = c + r * ldc + j;
+                store(load(sum) + load(sums + r * kPanel + j), sum);
+            }
+        }
+    }
+}
+
+}  // namespace sftrl::SFTRL_LEVEL::tmul
+
+#endif
