@@ -104,7 +104,7 @@ void tile(const bf16* a, std::int64_t lda, const bf16* panel, std::int64_t k, fl
     }
     for (; k >= kStep; k -= kStep, a += kStep, below += kStep, panel += kStep * kPanel) {
         const char* const asked = ahead.at + kStep / 2 * ahead.stride;
-        for (; ahead.at < asked; ahead.at += kLine) __builtin_prefetch(ahead.at);
+        for (; ahead.at < asked; ahead.at += kLine) __builtin_prefetch(ahead.at, 0, 2);
         add_step<Blocks>(a, below, lda * static_cast<std::int64_t>(sizeof(bf16)), panel);
     }
     if (k > 0) add_rest<Blocks>(a, below, lda, std::min<std::int64_t>(rows, kBlock), panel, k);
