@@ -7,12 +7,29 @@
 #include "sftrl/ops/rope_cache.h"
 #include "sftrl/ops/swiglu.h"
 #include "sftrl/parallel.h"
+#include "simd.h"
 
 // Every call below is of this instruction-set level: the inner namespace is looked in first.
 namespace sftrl::SFTRL_LEVEL {
 namespace {
 
 constexpr std::int64_t kNormGrain = 16;
+
+// Rows of x times one factor, or times zero where `kept` is false.
+template <class T>
+void scale_rows(T* x, const T* factor, const bool* kept, std::int64_t rows, std::int64_t width) {
+    const float by = to_float(*factor);
+    parallel_for(rows, kNormGrain, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t r = begin; r < end; ++r) {
+            T* const row = x + r * width;
+            const f32x16 scale = splat(kept == nullptr || kept[r] ? by : 0.0f);
+            std::int64_t i = 0;
+            for (; i + kLanes <= width; i += kLanes) store(load(row + i) * scale, row + i);
+            const int rest = static_cast<int>(width - i);
+            if (rest) store_first(load_first(row + i, rest) * scale, row + i, rest);
+        }
+    });
+}
 
 class Pass {
   public:
@@ -47,7 +64,7 @@ class Pass {
         for (std::int64_t i = 0; i < a.count; ++i) {
             const DecoderLayer& layer = a.layers[i];
             residual = norm(from, residual, layer.norm, normed, rows);
-            attend(layer);
+            layer.gate ? look(layer) : attend(layer);
             const void* read = mixed;
             if (i + 1 == a.count) {  // what follows is only asked of the rows that somebody reads
                 read = gather(mixed, picked, query_width);
@@ -55,14 +72,15 @@ class Pass {
                 rows = a.rows;
             }
             product(read, layer.out, layer.out_bias, x, rows, a.hidden, query_width);
+            if (layer.gate) scale(layer.gate, false, rows);
             residual = norm(x, residual, layer.mlp_norm, normed, rows);
             product(normed, layer.gate_up, layer.gate_up_bias, gate_up, rows, 2 * a.feed_forward, a.hidden);
             swiglu({gate_up, active, rows, a.feed_forward, type});
             product(active, layer.down, layer.down_bias, x, rows, a.hidden, a.feed_forward);
+            if (layer.mlp_gate) scale(layer.mlp_gate, true, rows);
             from = x;
         }
-        const void* const total = norm(x, residual, a.final_norm, a.out, rows);
-        if (a.total) std::memcpy(a.total, total, static_cast<std::size_t>(rows * a.hidden * size));
+        norm(x, residual, a.final_norm, a.out, rows);
     }
 
   private:
@@ -100,6 +118,51 @@ class Pass {
         attention.v_cache = layer.v_cache;
         attention.out = mixed;
         SFTRL_LEVEL::cached_attention(attention);  // qualified: its argument brings in the outer one
+    }
+
+    // Queries of the tokens that see a picture, over its keys and values; zeros for the others.
+    void look(const DecoderLayer& layer) noexcept {
+        const Shown& shown = *a.shown;
+        product(normed, layer.qkv, layer.qkv_bias, q, a.tokens, query_width, a.hidden);
+        parallel_for(a.tokens, kNormGrain, [&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t t = begin; t < end; ++t) {
+                heads_norm(q + t * query_width * size, layer.q_norm, a.attention.query_heads);
+            }
+        });
+        CachedAttentionArgs attention = shown.attention;
+        attention.k_cache = layer.k_cache;
+        attention.v_cache = layer.v_cache;
+        const auto row = static_cast<std::size_t>(query_width * size);
+        if (shown.tokens == nullptr) {
+            attention.q = q;
+            attention.out = mixed;
+            return SFTRL_LEVEL::cached_attention(attention);
+        }
+        const auto place = [&](std::byte* base, std::int64_t i) {
+            return base + static_cast<std::size_t>(shown.tokens[i]) * row;
+        };
+        for (std::int64_t i = 0; i < shown.looking; ++i) std::memcpy(picked + i * row, place(q, i), row);
+        attention.q = picked;
+        attention.out = qkv;
+        SFTRL_LEVEL::cached_attention(attention);
+        std::memset(mixed, 0, a.tokens * row);
+        for (std::int64_t i = 0; i < shown.looking; ++i) std::memcpy(place(mixed, i), qkv + i * row, row);
+    }
+
+    // What a gated layer adds: the first `rows` of x, or the wanted ones.
+    void scale(const void* factor, bool where_it_follows, std::int64_t rows) noexcept {
+        const bool* kept = nullptr;
+        if (where_it_follows) {
+            kept = a.shown->follows;
+            if (rows != a.tokens) {
+                bool* const some = reinterpret_cast<bool*>(gate_up);  // free between the product and the next
+                for (std::int64_t r = 0; r < rows; ++r) some[r] = kept[a.wanted[r]];
+                kept = some;
+            }
+        }
+        type == DType::kFloat32
+            ? scale_rows(reinterpret_cast<float*>(x), static_cast<const float*>(factor), kept, rows, a.hidden)
+            : scale_rows(reinterpret_cast<bf16*>(x), static_cast<const bf16*>(factor), kept, rows, a.hidden);
     }
 
     void heads_norm(std::byte* at, const void* weight, std::int64_t heads) noexcept {

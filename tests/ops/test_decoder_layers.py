@@ -103,8 +103,8 @@ def test_one_call_gives_the_bits_of_many(
 
 def test_only_cpp_kernels_are_run_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     model = MODELS["plain"]()
-    assert Decoder(model)._whole.in_one_call is not None
-    assert Decoder(model, fused=False)._whole.in_one_call is None
-    assert Decoder(model.double())._whole.in_one_call is None
+    assert Decoder(model)._blind is not None
+    assert Decoder(model, fused=False)._blind is None
+    assert Decoder(model.double())._blind is None
     monkeypatch.setenv("SFTRL_IMPL", "torch")
-    assert Decoder(model.float())._whole.in_one_call is None
+    assert Decoder(model.float())._blind is None

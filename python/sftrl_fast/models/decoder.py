@@ -5,8 +5,6 @@ It reads the parameters of the trainer's transformers model and no code of it; a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -17,43 +15,17 @@ from sftrl_fast.core import UserError
 from sftrl_fast.models.decoder_weights import CrossWeights, DecoderWeights, LayerWeights
 from sftrl_fast.models.families import body, why_not
 from sftrl_fast.models.projection import Projection
-from sftrl_fast.ops.attention import CacheRows
+from sftrl_fast.ops.attention import CacheRows, Shown
 from sftrl_fast.ops.dispatch import choose, resolve
 
 if TYPE_CHECKING:
-    from sftrl_fast.ops.cpp.decoder_layers import CppDecoderLayers
+    from sftrl_fast.ops.cpp.decoder_layers import CppDecoderLayers, Layer
 
 _OPS = ("rms_norm", "rope_cache", "cached_attention", "swiglu")
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """Which tokens of a pass see pictures, and where those lie."""
-
-    tokens: Tensor | None
-    """int64 ``[N]``, their places in the pass, in the order of ``rows``; None if they are all, in their own order."""
-    rows: CacheRows
-    """A sequence a token."""
-    keys: list[Tensor]
-    """``[pages, Hkv, page, Dh]`` for each layer that attends to pictures."""
-    values: list[Tensor]
-    follows: Tensor
-    """bool ``[T, 1]``, True for those at or behind their picture: ahead of one, and where there is none, the
-    feed-forward half of those layers is skipped."""
-
-
-_Step = tuple[tuple[Tensor, Tensor], Tensor, Tensor, CacheRows, list[Tensor], list[Tensor]]
-"""Rotary tables, positions, slots, rows, keys, values: what all layers of a pass read."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Stretch:
-    """Self-attention layers in a row, and the norm behind them."""
-
-    begin: int
-    end: int
-    norm: Tensor
-    in_one_call: CppDecoderLayers | None = None
+_Step = tuple[tuple[Tensor, Tensor], Tensor, Tensor, CacheRows]
+"""Rotary tables, positions, slots, rows: what all layers of a pass read."""
 
 
 class Decoder:
@@ -110,33 +82,21 @@ class Decoder:
             resolve(op, tensor=weight) for op in _OPS
         )
         self._embedding, self._final_norm = weight.detach(), self._body.norm.weight.detach().contiguous()
-        crossing, layers = self._weights.cross, self._weights.layers
-        self._crossing = [layer for _, layer in crossing]
-        self._whole = self._layers(0, len(layers), self._final_norm)
-        cuts = [0, *(place for place, _ in crossing), len(layers)]
-        norms = [*(layer.norm for layer in self._crossing), self._final_norm]
-        self._stretches = [
-            self._layers(begin, end, norm) for (begin, end), norm in zip(pairwise(cuts), norms, strict=True)
-        ]
+        layers: list[LayerWeights | CrossWeights] = list(self._weights.layers)
+        self._blind = self._in_one_call(layers)
+        for place, layer in reversed(self._weights.cross):
+            layers.insert(place, layer)
+        self._layers, self._seeing = layers, self._in_one_call(layers)
         self._bound = self._weights.version
 
-    def _all_cpp(self) -> bool:
-        return all(choose(op, tensor=self._embedding) == "cpp" for op in (*_OPS, "linear"))
-
-    def _layers(self, begin: int, end: int, norm: Tensor) -> _Stretch:
-        if not (self._fused and self._all_cpp() and begin < end):
-            return _Stretch(begin, end, norm)
+    def _in_one_call(self, layers: list[LayerWeights | CrossWeights]) -> CppDecoderLayers | None:
+        if not (self._fused and all(choose(op, tensor=self._embedding) == "cpp" for op in (*_OPS, "linear"))):
+            return None
         from sftrl_fast.ops.cpp.decoder_layers import CppDecoderLayers
 
-        parts = [
-            (
-                layer.norm, layer.qkv.packed, layer.q_norm, layer.k_norm, layer.out.packed, layer.mlp_norm,
-                layer.gate_up.packed, layer.down.packed,
-            )
-            for layer in self._weights.layers[begin:end]
-        ]  # fmt: skip
-        one_call = CppDecoderLayers(parts, norm, self.head_dim, self._eps, self._scale, begin)
-        return _Stretch(begin, end, norm, one_call)
+        return CppDecoderLayers(
+            [_parts(layer) for layer in layers], self._final_norm, self.head_dim, self._eps, self._scale
+        )
 
     @torch.no_grad()
     def hidden(
@@ -159,49 +119,57 @@ class Decoder:
         """
         tables = self._weights.rotary(int(positions.max()) + 1)
         x = F.embedding(tokens, self._embedding)
-        step = (tables, positions, slots, rows, keys, values)
-        if shown is None:
-            return self._stretch(self._whole, x, step, wanted)[0]
-        for stretch, layer in zip(self._stretches, self._crossing, strict=False):
-            normed, total = self._stretch(stretch, x, step, None)
-            x = self._look(layer, shown, normed, total)
-        return self._stretch(self._stretches[-1], x, step, wanted)[0]
+        in_one_call = self._blind if shown is None else self._seeing
+        if in_one_call is not None:
+            return in_one_call.run(x, tables, positions, slots, rows, keys, values, wanted, shown)
+        step = (tables, positions, slots, rows)
+        layers = self._weights.layers if shown is None else self._layers
+        residual, number = None, 0
+        for place, layer in enumerate(layers, 1):
+            # Behind the last layer's attention only what somebody reads goes on.
+            last = wanted if place == len(layers) else None
+            if isinstance(layer, LayerWeights):
+                x, residual = self._layer(layer, x, residual, step, keys[number], values[number], last)
+                number += 1
+            else:
+                assert shown is not None
+                x, residual = self._look(layer, shown, x, residual, last)
+        return self._rms_norm(x, self._final_norm, self._eps, residual)[0]
 
-    def _stretch(
-        self, stretch: _Stretch, x: Tensor, step: _Step, wanted: Tensor | None
+    def _layer(
+        self, layer: LayerWeights, x: Tensor, residual: Tensor | None, step: _Step, keys: Tensor, values: Tensor,
+        wanted: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """What a layer adds to the residual stream, which is ``x + residual`` ahead of it; and that stream so far.
+        With ``wanted`` of those tokens only."""
+        tables, positions, slots, rows = step
+        x, residual = self._rms_norm(x, layer.norm, self._eps, residual)
+        q, k, v = self._project(layer, x)
+        q = self._rope_cache(q, k, v, *tables, positions, slots, keys, values)
+        mixed = self._attention(q, keys, values, rows, self._scale).view(len(x), -1)
+        if wanted is not None:
+            mixed, residual = mixed[wanted], residual[wanted]
+        x, residual = self._rms_norm(layer.out(mixed), layer.mlp_norm, self._eps, residual)
+        return layer.down(self._swiglu(layer.gate_up(x))), residual
+
+    def _look(
+        self, layer: CrossWeights, shown: Shown, x: Tensor, residual: Tensor | None, wanted: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The residual stream ``x`` through layers: normalised behind them, and as it is there; of those ``wanted``."""
-        if stretch.in_one_call is not None:
-            return stretch.in_one_call.run(x, *step, wanted)
-        tables, positions, slots, rows, keys, values = step
-        residual, last = None, stretch.end - 1
-        for number in range(stretch.begin, stretch.end):
-            layer = self._weights.layers[number]
-            x, residual = self._rms_norm(x, layer.norm, self._eps, residual)
-            q, k, v = self._project(layer, x)
-            q = self._rope_cache(q, k, v, *tables, positions, slots, keys[number], values[number])
-            mixed = self._attention(q, keys[number], values[number], rows, self._scale).view(len(x), -1)
-            if number == last and wanted is not None:
-                mixed, residual = mixed[wanted], residual[wanted]
-            x, residual = self._rms_norm(layer.out(mixed), layer.mlp_norm, self._eps, residual)
-            x = layer.down(self._swiglu(layer.gate_up(x)))
-        if stretch.begin > last and wanted is not None:
-            x = x[wanted]
-        normed, total = self._rms_norm(x, stretch.norm, self._eps, residual)
-        return normed, total
-
-    def _look(self, layer: CrossWeights, shown: Shown, normed: Tensor, residual: Tensor) -> Tensor:
-        """The residual stream behind a layer that attends to pictures; a token that sees none passes as it is."""
-        query = self._head_norm(layer.q(normed).view(len(normed), -1, self.head_dim), layer.q_norm)
+        """As :meth:`_layer`, of one that attends to pictures; it adds zero to a token that sees none."""
+        x, residual = self._rms_norm(x, layer.norm, self._eps, residual)
+        query = self._head_norm(layer.q(x).view(len(x), -1, self.head_dim), layer.q_norm)
         keys, values = shown.keys[layer.depth], shown.values[layer.depth]
         if shown.tokens is None:
             mixed = self._attention(query, keys, values, shown.rows, self._scale)
         else:
             mixed = torch.zeros_like(query)
             mixed[shown.tokens] = self._attention(query[shown.tokens], keys, values, shown.rows, self._scale)
+        follows = shown.follows
+        if wanted is not None:
+            mixed, residual, follows = mixed[wanted], residual[wanted], follows[wanted]
         added = layer.out(mixed.flatten(1)) * layer.gate
         x, residual = self._rms_norm(added, layer.mlp_norm, self._eps, residual)
-        return residual + layer.down(self._swiglu(layer.gate_up(x))) * (layer.mlp_gate * shown.follows)
+        return layer.down(self._swiglu(layer.gate_up(x))) * (layer.mlp_gate * follows), residual
 
     def _project(self, layer: LayerWeights, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[T, Hq, Dh]``, keys and values ``[T, Hkv, Dh]``, views into one row a token."""
@@ -219,3 +187,11 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits ``[R, V]`` of normalised hidden states ``[R, D]``."""
         return self._head(hidden, torch.float32)
+
+
+def _parts(layer: LayerWeights | CrossWeights) -> Layer:
+    """The layer as the call of all layers takes it."""
+    half = layer.out.packed, layer.mlp_norm, layer.gate_up.packed, layer.down.packed
+    if isinstance(layer, CrossWeights):
+        return layer.norm, layer.q.packed, layer.q_norm, None, *half, layer.gate, layer.mlp_gate
+    return layer.norm, layer.qkv.packed, layer.q_norm, layer.k_norm, *half, None, None

@@ -115,6 +115,22 @@ def cached_attention(
     return resolve("cached_attention", impl, q)(q, k_cache, v_cache, rows, scale)
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Which tokens of a pass see pictures, and where those lie."""
+
+    tokens: Tensor | None
+    """int64 ``[N]``, their places in the pass, in the order of ``rows``; None if they are all, in their own order."""
+    rows: CacheRows
+    """A sequence a token."""
+    keys: list[Tensor]
+    """``[pages, Hkv, page, Dh]`` for each layer that attends to pictures."""
+    values: list[Tensor]
+    follows: Tensor
+    """bool ``[T, 1]``, True for those at or behind their picture: ahead of one, and where there is none, the
+    feed-forward half of those layers is skipped."""
+
+
 def _check_devices(rows: CacheRows | PackedRows, q: Tensor) -> None:
     for field in fields(rows):
         device = getattr(rows, field.name).device

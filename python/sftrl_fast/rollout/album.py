@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from sftrl_fast.core import Image
-from sftrl_fast.models.decoder import Shown
 from sftrl_fast.models.vision import CrossVision
-from sftrl_fast.ops.attention import CacheRows
+from sftrl_fast.ops.attention import CacheRows, Shown
 from sftrl_fast.rollout.kv_cache import PAGE_SIZE, pages_for
 from sftrl_fast.rollout.request import EngineCounters
 

@@ -1,4 +1,5 @@
-// Layers of a Llama-type decoder over a paged cache: the other kernels in a row, without a word between.
+// Layers of a Llama-type decoder over a paged cache, those that attend to pictures among them: the other
+// kernels in a row, without a word between.
 #pragma once
 
 #include <cstddef>
@@ -17,6 +18,18 @@ struct DecoderLayer {
     const void *out, *out_bias;
     const void *mlp_norm, *gate_up, *gate_up_bias, *down, *down_bias;
     void *k_cache, *v_cache;
+    // Of a layer that attends to pictures, else nullptr twice: one element each, the factors of what its
+    // attention and its feed-forward half add. Its `qkv` makes queries alone, and it has no `k_norm`.
+    const void *gate, *mlp_gate;
+};
+
+// Which tokens see pictures, and what.
+struct Shown {
+    const std::int64_t* tokens;  // [looking], places among the tokens; nullptr: all of them, in order
+    std::int64_t looking;
+    const bool* follows;  // [tokens]; false: what the feed-forward half adds is multiplied with zero
+    // Tables of `looking` sequences of one query each, page size and strides; the rest is as for the others.
+    CachedAttentionArgs attention;
 };
 
 struct DecoderLayersArgs {
@@ -29,12 +42,12 @@ struct DecoderLayersArgs {
     const std::int64_t* wanted;     // [rows] of [0, tokens), ascending
     const void* final_norm;         // [hidden]
     void* out;                      // [rows, hidden], normalised
-    void* total;                    // [rows, hidden], what was normalised; or nullptr
     std::byte* scratch;             // tokens times decoder_layers_scratch elements
     std::int64_t tokens, rows, hidden, feed_forward;
     float eps;
     // The tables, heads, width, scale and type; its tensors are filled in for each layer.
     CachedAttentionArgs attention;
+    const Shown* shown;  // nullptr if no layer has a gate
 };
 SFTRL_KERNEL(decoder_layers, DecoderLayersArgs)
 
