@@ -13,7 +13,7 @@ namespace {
 
 using namespace cached;
 
-constexpr int kSecondCache = 2;  // of __builtin_prefetch
+constexpr int kSecondCache = 2;              // of __builtin_prefetch
 constexpr std::int64_t kPartsPerThread = 2;  // of the tasks: what follows is known within a part
 constexpr std::int64_t kMostInPart = 8;      // tasks, for those of one long sequence lie side by side
 // At each place where some are asked for. 2 are too few to have them in time, and all at once cost as much as

@@ -21,13 +21,17 @@ inline constexpr int kWidth = kVectorBytes / 4, kVectors = kPanel / kWidth;
 typedef float vec __attribute__((vector_size(kVectorBytes)));
 typedef std::uint32_t uvec __attribute__((vector_size(kVectorBytes)));
 
-// Rows that are worked on together.
+// Rows that are worked on together, and what must live around `tiles`.
 #if defined(__AMX_BF16__)
 template <class T>
 inline constexpr int kTileRows = sizeof(T) == 2 ? tmul::kRows : kVectorRows;
+using TilesScope = tmul::Shaped;
 #else
 template <class T>
 inline constexpr int kTileRows = kVectorRows;
+struct TilesScope {
+    TilesScope() {}  // not trivial, so that one without a use is no warning
+};
 #endif
 
 template <int R>
@@ -129,7 +133,7 @@ SFTRL_INLINE void tile_column(const T* a, std::int64_t lda, const T* panel, std:
     }
 }
 
-// c[r][0..48) (+)= a[r][0..k) * panel for any number of rows.
+// c[r][0..48) (+)= a[r][0..k) * panel for any number of rows. A TilesScope lives.
 template <class T>
 void tiles(const T* a, std::int64_t lda, const T* panel, std::int64_t k, float* c, std::int64_t ldc, bool add,
            std::int64_t rows, Ahead ahead) {

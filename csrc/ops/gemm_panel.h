@@ -48,10 +48,16 @@ SFTRL_INLINE Ahead next_panel(const T* panel, std::int64_t k, std::int64_t tile 
     return {reinterpret_cast<const char*>(panel) + bytes + std::min(tile, parts) * bytes / parts,
             3 * kLine / parts};
 }
-// Nothing: where one tile reads a panel, processors see the stream by themselves and asking only slowed them.
+// Of `panel` itself, where one tile reads it. Processors see that stream by themselves, and asking only
+// slowed those without AMX; those with it got 10 to 30 % more of the memory's bandwidth by asking 12 KiB
+// ahead.
 template <class T>
-SFTRL_INLINE Ahead nothing_ahead(const T* panel) {
-    return {reinterpret_cast<const char*>(panel), 0};
+SFTRL_INLINE Ahead same_panel(const T* panel) {
+    const char* const at = reinterpret_cast<const char*>(panel);
+#if defined(__AMX_BF16__)
+    if (sizeof(T) == 2) return {at + 64 * 3 * kLine, 3 * kLine};
+#endif
+    return {at, 0};
 }
 
 // Steps over k that a register sums before it is added to the sum in memory: the error of a long sum then

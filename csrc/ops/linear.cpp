@@ -48,7 +48,7 @@ void panel_rows(const LinearArgs& a, std::int64_t panel, std::int64_t begin, std
     for (std::int64_t r = begin; r < end; r += kTileRows<T>) {
         const Ahead ahead = tiles_of_rows > 1
                                 ? next_panel(packed, a.k, (r - begin) / kTileRows<T>, tiles_of_rows)
-                                : nothing_ahead(packed);
+                                : same_panel(packed);
         const std::int64_t rows = std::min<std::int64_t>(kTileRows<T>, end - r);
         tiles(static_cast<const T*>(a.x) + r * a.k, a.k, packed, a.k, sums, kPanel, false, rows, ahead);
         for (std::int64_t i = 0; i < rows; ++i) {
@@ -67,6 +67,7 @@ void run(const LinearArgs& a) {
     // processors see one stream each, and what a thread asked for ahead is its own.
     parallel_for(panels * blocks, ceil_div(panels * blocks, max_threads()),
                  [&](std::int64_t begin, std::int64_t end) {
+                     const TilesScope scope;
                      for (std::int64_t u = begin; u < end; ++u) {
                          const std::int64_t row = u % blocks * height;
                          panel_rows<T, Out>(a, u / blocks, row, std::min(a.rows, row + height));

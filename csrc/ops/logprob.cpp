@@ -98,6 +98,7 @@ template <class T>
 float* logits(const LogprobInputs& a, const Buffers<T>& b, int slot, std::int64_t row, std::int64_t rows,
               std::int64_t columns) {
     float* const z = b.tiles + slot * kBlock * kSegment;
+    const TilesScope scope;
     for (std::int64_t p = 0; p * kPanel < columns; ++p) {
         const T* const panel = b.weight_panels + p * panel_size<T>(a.width);
         tiles(row_of<T>(a.hidden, row, a.width), a.width, panel, a.width, z + p * kPanel, kSegment, false,
@@ -224,6 +225,7 @@ void block_gradient(const LogprobBackwardArgs& args, const Buffers<T>& b, int sl
         }
     }
     if (args.grad_hidden) {
+        const TilesScope scope;
         for (std::int64_t p = 0; p * kPanel < a.width; ++p) {
             const T* const panel = b.weight_columns + p * panel_size<T>(columns);
             tiles(d, kSegment, panel, columns, b.grad_hidden + row * b.padded_width + p * kPanel,
@@ -255,12 +257,13 @@ void weight_gradient(const LogprobBackwardArgs& args, const Buffers<T>& b, std::
     constexpr std::int64_t height = 24 * 8;  // of the width, a unit of work
     const std::int64_t panels = ceil_div(columns, kPanel), parts = ceil_div(a.width, height);
     parallel_for(panels * parts, 1, [&](std::int64_t first, std::int64_t last) {
+        const TilesScope scope;
         for (std::int64_t u = first; u < last; ++u) {
             const std::int64_t p = u / parts, i0 = u % parts * height, i1 = std::min(a.width, i0 + height);
             float* const sums = b.grad_weight + p * kPanel * a.width;
             const T* const panel = b.grad_panels + p * panel_size<T>(b.span);
             tiles(b.hidden_columns + i0 * b.columns_ld, b.columns_ld, panel, end - begin, sums + i0 * kPanel,
-                  kPanel, begin > 0, i1 - i0, nothing_ahead(panel));
+                  kPanel, begin > 0, i1 - i0, same_panel(panel));
             if (end < a.rows) continue;
             T* const to = static_cast<T*>(args.grad_weight) + (start + p * kPanel) * a.width;
             for (std::int64_t j = 0; j < std::min<std::int64_t>(kPanel, columns - p * kPanel); ++j) {

@@ -18,8 +18,10 @@ TYPES = (torch.int8, torch.bfloat16, torch.float32, torch.float64)
 
 
 def exact(x: Tensor) -> int:
-    words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
-    numbers = x.contiguous().view(-1).view(words).tolist()
+    flat = x.contiguous().view(-1)
+    even = len(flat) * flat.element_size() % 8 == 0
+    words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[8 if even else x.element_size()]
+    numbers = flat.view(words).tolist()
     return sum(word * ((i * FACTOR) % 2**64 | 1) for i, word in enumerate(numbers)) % 2**64
 
 
@@ -53,6 +55,16 @@ def test_small_changes_are_seen(impl: str) -> None:
     swapped[:2] = x[:2].flip(0)
     seen |= {fingerprint(swapped, impl=impl), fingerprint(x[:-1], impl=impl), fingerprint(-x, impl=impl)}
     assert len(seen) == 1 + 28 + 3
+
+
+def test_a_part_that_begins_amid_a_word_is_read_by_the_element() -> None:
+    x = torch.randn(9).bfloat16()
+    part = x[1:]
+    assert (
+        fingerprint(part)
+        == sum(word * ((i * FACTOR) % 2**64 | 1) for i, word in enumerate(part.view(torch.int16).tolist()))
+        % 2**64
+    )
 
 
 def test_layout_does_not_matter_and_nothing_is_zero() -> None:

@@ -22,7 +22,7 @@ EXTRAS = {
     "trl": "peers",
 }
 """Package -> the extra that brings it."""
-INSTRUCTION_SETS = ("sse4_2", "avx2", "fma", "avx512f", "avx512bw", "avx512_bf16", "amx_tile", "asimd", "sve")
+INSTRUCTION_SETS = ("sse4_2", "avx2", "fma", "avx512f", "avx512bw", "avx512_bf16", "amx_bf16", "asimd", "sve")
 """Flags of /proc/cpuinfo worth knowing here."""
 
 

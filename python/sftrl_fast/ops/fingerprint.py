@@ -14,7 +14,8 @@ FACTOR = 0x9E3779B97F4A7C15
 
 
 def fingerprint(x: Tensor, *, impl: str | None = None) -> int:
-    """``sum_i word_i * ((i * FACTOR) | 1)`` modulo 2^64, of the elements' bits taken as signed integers in order.
+    """``sum_i word_i * ((i * FACTOR) | 1)`` modulo 2^64, of the values' bits in order, taken as signed integers of 64
+    bits, or where they do not come out even, of one element each.
 
     Multilinear hashing with fixed multipliers: a change of one element always changes it, changes that are not made
     against it go unseen with a chance of about 2^-63. All implementations agree.
@@ -25,6 +26,8 @@ def fingerprint(x: Tensor, *, impl: str | None = None) -> int:
     if not x.numel():
         return 0
     flat = x.detach().contiguous().view(-1)
+    if all(part * flat.element_size() % 8 == 0 for part in (len(flat), flat.storage_offset())):
+        flat = flat.view(torch.int64)
     return int(resolve("fingerprint", impl, flat)(flat)) % 2**64
 
 

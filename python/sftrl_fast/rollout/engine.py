@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sftrl_fast.core import UserError
 from sftrl_fast.models.decoder import Decoder
 from sftrl_fast.models.vision import CrossVision
+from sftrl_fast.ops.attention import Shown
 from sftrl_fast.ops.sample import sample
 from sftrl_fast.rollout.album import Album, Picture, Tokens
 from sftrl_fast.rollout.kv_cache import PAGE_SIZE, KVCache

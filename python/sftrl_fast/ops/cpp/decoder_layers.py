@@ -15,7 +15,6 @@ from sftrl_fast.ops.cpp import DTYPE
 from sftrl_fast.ops.cpp.linear import CppLinear
 from sftrl_fast.ops.linear import PackedLinear
 
-
 IntArray = npt.NDArray[np.int64]
 _CACHES = 12
 """The column of ``DecoderLayer``'s ``k_cache``."""
