@@ -23,15 +23,18 @@ std::uint64_t sum_of(const Word* words, std::int64_t begin, std::int64_t end) {
 }
 
 // The case that matters: one product a word, where the compiler makes two of them and waits for each sum.
-std::uint64_t sum_of(const std::int64_t* words, std::int64_t begin, std::int64_t end) {
+std::uint64_t sum_of(const std::int32_t* words, std::int64_t begin, std::int64_t end) {
 #if defined(__AVX512F__)
-    typedef std::uint64_t vec __attribute__((vector_size(64)));
+    constexpr int lanes = 8;
 #elif defined(__AVX2__)
-    typedef std::uint64_t vec __attribute__((vector_size(32)));
+    constexpr int lanes = 4;
 #else
-    typedef std::uint64_t vec __attribute__((vector_size(16)));
+    constexpr int lanes = 2;
 #endif
-    constexpr int lanes = sizeof(vec) / sizeof(std::uint64_t), vectors = 4, step = lanes * vectors;
+    typedef std::int32_t words_of __attribute__((vector_size(4 * lanes)));
+    typedef std::int64_t wide __attribute__((vector_size(8 * lanes)));
+    typedef std::uint64_t vec __attribute__((vector_size(8 * lanes)));
+    constexpr int vectors = 4, step = lanes * vectors;
     vec sums[vectors] = {}, factors[vectors];
     for (int v = 0; v < vectors; ++v) {
         for (int lane = 0; lane < lanes; ++lane) factors[v][lane] = factor_of(begin + v * lanes + lane);
@@ -40,14 +43,14 @@ std::uint64_t sum_of(const std::int64_t* words, std::int64_t begin, std::int64_t
     for (; i + step <= end; i += step) {
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) {
-            vec word;
+            words_of word;
             std::memcpy(&word, words + i + v * lanes, sizeof word);
-            sums[v] += word * (factors[v] | 1);
+            sums[v] += (vec) __builtin_convertvector(word, wide) * (factors[v] | 1);
             factors[v] += factor_of(step);
         }
     }
     const vec all = sums[0] + sums[1] + sums[2] + sums[3];
-    std::uint64_t sum = sum_of<std::int64_t>(words, i, end);
+    std::uint64_t sum = sum_of<std::int32_t>(words, i, end);
     for (int lane = 0; lane < lanes; ++lane) sum += all[lane];
     return sum;
 }
@@ -71,10 +74,8 @@ void fingerprint(const FingerprintArgs& args) noexcept {
             return run<std::int8_t>(args);
         case 2:
             return run<std::int16_t>(args);
-        case 4:
-            return run<std::int32_t>(args);
         default:
-            return run<std::int64_t>(args);
+            return run<std::int32_t>(args);
     }
 }
 

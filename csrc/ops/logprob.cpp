@@ -11,7 +11,8 @@ namespace {
 
 // Columns of the vocabulary that are walked over at a time, rows whose logits one thread holds for them (so
 // 240 KiB of float32, in the L2 cache), and rows over which one product for the gradient of the weight runs.
-constexpr std::int64_t kSegment = 20 * kPanel, kBlock = 64, kSpan = 2048;
+constexpr std::int64_t kSegment = 20 * kPanel, kBlock = 64, kSpan = 2048,
+                       kRound = std::max(8, kTileRows<bf16>);  // so that few tiles have fewer rows
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -66,7 +67,7 @@ const T* row_of(const void* base, std::int64_t row, std::int64_t width) {
 template <class Body>
 void for_row_blocks(const LogprobInputs& a, std::int64_t begin, std::int64_t end, Body&& body) {
     const std::int64_t share = ceil_div(end - begin, 4 * a.slots);
-    const std::int64_t height = std::clamp<std::int64_t>(ceil_div(share, 8) * 8, 8, kBlock);
+    const std::int64_t height = std::clamp<std::int64_t>(ceil_div(share, kRound) * kRound, kRound, kBlock);
     parallel_slots(ceil_div(end - begin, height), a.slots, [&](int slot, std::int64_t block) {
         const std::int64_t row = begin + block * height;
         body(slot, row, std::min(height, end - row));

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.models.mllama_case import make
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from sftrl_fast.models.decoder import Decoder
-from sftrl_fast.ops.attention import CacheRows
+from sftrl_fast.ops.attention import CacheRows, Shown
 
 PAGE, PAGES = 4, 12
 SHAPE: dict[str, Any] = {
@@ -30,6 +31,7 @@ MODELS: dict[str, Any] = {
     "one layer, narrow": lambda: LlamaForCausalLM(
         LlamaConfig(**{**SHAPE, "num_hidden_layers": 1, "intermediate_size": 6, "head_dim": 8})
     ),
+    "pictures": lambda: make(1).model,  # its last layer looks at them
 }
 
 
@@ -53,6 +55,24 @@ SECOND = (
 )
 
 
+def picture(decoder: Decoder, tokens: int, looking: list[int] | None) -> Shown | None:
+    """Six positions in pages 3 and 1 and a seventh in page 5; of ``looking`` every third is ahead of the picture."""
+    if not decoder.cross_layers:
+        return None
+    generator = torch.Generator().manual_seed(3)
+    shape = (PAGES, decoder.kv_heads, PAGE, decoder.head_dim)
+    keys, values = (
+        [torch.randn(shape, generator=generator).to(decoder.dtype) for _ in range(decoder.cross_layers)]
+        for _ in range(2)
+    )
+    places = list(range(tokens)) if looking is None else looking
+    count = len(places)
+    seen = rows([*range(count + 1)], [0] * count, [[3, 1]], [6], [[5]] * count, [1] * count)
+    follows = torch.zeros(tokens, 1, dtype=torch.bool)
+    follows[[place for i, place in enumerate(places) if i % 3]] = True
+    return Shown(None if looking is None else torch.tensor(looking), seen, keys, values, follows)
+
+
 def run(decoder: Decoder, wanted: tuple[list[int], list[int]]) -> list[Tensor]:
     shape = (PAGES, decoder.kv_heads, PAGE, decoder.head_dim)
     keys, values = (
@@ -60,7 +80,8 @@ def run(decoder: Decoder, wanted: tuple[list[int], list[int]]) -> list[Tensor]:
         for _ in range(2)
     )
     found = []
-    for (table, positions, slots), places in zip((FIRST, SECOND), wanted, strict=True):
+    looks = ([1, 2, 4, 8, 12, 13], None)
+    for (table, positions, slots), places, looking in zip((FIRST, SECOND), wanted, looks, strict=True):
         tokens = torch.arange(len(positions)) * 7 % 50
         found.append(
             decoder.hidden(
@@ -71,6 +92,7 @@ def run(decoder: Decoder, wanted: tuple[list[int], list[int]]) -> list[Tensor]:
                 keys,
                 values,
                 torch.tensor(places, dtype=torch.int64),
+                picture(decoder, len(positions), looking),
             )
         )
     return [*found, *keys, *values]

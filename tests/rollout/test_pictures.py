@@ -289,9 +289,11 @@ def test_new_weights_look_at_the_picture_again(four: LanguageModel) -> None:
     assert before.logprobs != after.logprobs
 
 
-def test_layers_that_look_in_one_call_are_the_same_bits(four: LanguageModel) -> None:
-    whole, single = native(four), native(four)
-    single.decoder = Decoder(four.model, fused=False)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_that_look_in_one_call_are_the_same_bits(four: LanguageModel, dtype: torch.dtype) -> None:
+    language = replace(four, model=copy.deepcopy(four.model).to(dtype))
+    whole, single = native(language), native(language)
+    single.decoder = Decoder(language.model, fused=False)
     assert whole.decoder._seeing is not None
     assert single.decoder._seeing is None
     asked = [request(four, "Cards?", picture(56, 56, i % 2), sample=i) for i in range(6)] + [

@@ -31,7 +31,7 @@ SFTRL_KERNEL(packed_attention_backward, PackedAttentionBackwardArgs)
 static inline std::int64_t packed_attention_backward_scratch(const PackedAttentionBackwardArgs& a, Level at) {
     const std::int64_t plan = 16 * (a.segments + 2);
     const std::int64_t columns = (a.tokens + a.segments) * a.kv_heads * a.width;
-    const bool widens = a.dtype == DType::kBFloat16 && at != Level::kAvx512Bf16;
+    const bool widens = a.dtype == DType::kBFloat16 && at < Level::kAvx512Bf16;
     const std::int64_t widened = widens ? a.tokens * 2 * (a.query_heads + a.kv_heads) * a.width : 0;
     const std::int64_t partial_sums = 2 * 2 * a.tokens * a.kv_heads * (a.width + 8);
     return plan + columns + widened + partial_sums + 6 * 16;  // each part begins at a multiple of 16
