@@ -74,8 +74,7 @@ class Pass {
             product(read, layer.out, layer.out_bias, x, rows, a.hidden, query_width);
             if (layer.gate) scale(layer.gate, false, rows);
             residual = norm(x, residual, layer.mlp_norm, normed, rows);
-            product(normed, layer.gate_up, layer.gate_up_bias, gate_up, rows, 2 * a.feed_forward, a.hidden);
-            swiglu({gate_up, active, rows, a.feed_forward, type});
+            open_gates(layer, rows);
             product(active, layer.down, layer.down_bias, x, rows, a.hidden, a.feed_forward);
             if (layer.mlp_gate) scale(layer.mlp_gate, true, rows);
             from = x;
@@ -95,6 +94,16 @@ class Pass {
     void product(const void* from, const void* packed, const void* bias, void* to, std::int64_t rows,
                  std::int64_t n, std::int64_t k) noexcept {
         linear({from, packed, bias, to, rows, n, k, type, type});
+    }
+
+    void open_gates(const DecoderLayer& layer, std::int64_t rows) noexcept {
+        const std::int64_t n = 2 * a.feed_forward;
+        if (gates_fill_panels(n)) {
+            return SFTRL_LEVEL::linear_swiglu(
+                {normed, layer.gate_up, layer.gate_up_bias, active, rows, n, a.hidden, type, type});
+        }
+        product(normed, layer.gate_up, layer.gate_up_bias, gate_up, rows, n, a.hidden);
+        swiglu({gate_up, active, rows, a.feed_forward, type});
     }
 
     void attend(const DecoderLayer& layer) noexcept {

@@ -1,5 +1,6 @@
 #include "sftrl/ops/linear.h"
 
+#include "gated.h"
 #include "gemm.h"
 #include "sftrl/parallel.h"
 
@@ -36,30 +37,73 @@ SFTRL_INLINE void finish_row(const float* sums, const T* bias, Out* out, int col
     }
 }
 
+// sums[r][0..48) = the `rows` rows of x from `r` on times one panel, tile number `tile` of `tiles` with it.
+template <class T>
+SFTRL_INLINE void panel_sums(const LinearArgs& a, std::int64_t panel, std::int64_t r, std::int64_t rows,
+                             std::int64_t tile, std::int64_t of_tiles, float* sums) {
+    const T* const packed = static_cast<const T*>(a.packed) + panel * panel_size<T>(a.k);
+    const Ahead ahead = of_tiles > 1 ? next_panel(packed, a.k, tile, of_tiles) : same_panel(packed);
+    tiles(static_cast<const T*>(a.x) + r * a.k, a.k, packed, a.k, sums, kPanel, false, rows, ahead);
+}
+
+// body(first row, rows, tile, tiles) for the tiles of rows in [begin, end).
+template <class T, class Body>
+SFTRL_INLINE void for_tiles(std::int64_t begin, std::int64_t end, Body&& body) {
+    const std::int64_t count = ceil_div(end - begin, kTileRows<T>);
+    for (std::int64_t tile = 0; tile < count; ++tile) {
+        const std::int64_t row = begin + tile * kTileRows<T>;
+        body(row, std::min<std::int64_t>(kTileRows<T>, end - row), tile, count);
+    }
+}
+
+template <class T>
+const T* bias_of(const LinearArgs& a, std::int64_t column) {
+    return a.bias ? static_cast<const T*>(a.bias) + column : nullptr;
+}
+
 // Rows [begin, end) of one panel's columns.
 template <class T, class Out>
 void panel_rows(const LinearArgs& a, std::int64_t panel, std::int64_t begin, std::int64_t end) {
     alignas(64) float sums[kTileRows<T> * kPanel];
     const std::int64_t column = panel * kPanel;
     const int columns = static_cast<int>(std::min<std::int64_t>(kPanel, a.n - column));
-    const T* const packed = static_cast<const T*>(a.packed) + panel * panel_size<T>(a.k);
-    const T* const bias = a.bias ? static_cast<const T*>(a.bias) + column : nullptr;
-    const std::int64_t tiles_of_rows = ceil_div(end - begin, kTileRows<T>);
-    for (std::int64_t r = begin; r < end; r += kTileRows<T>) {
-        const Ahead ahead = tiles_of_rows > 1
-                                ? next_panel(packed, a.k, (r - begin) / kTileRows<T>, tiles_of_rows)
-                                : same_panel(packed);
-        const std::int64_t rows = std::min<std::int64_t>(kTileRows<T>, end - r);
-        tiles(static_cast<const T*>(a.x) + r * a.k, a.k, packed, a.k, sums, kPanel, false, rows, ahead);
+    const T* const bias = bias_of<T>(a, column);
+    for_tiles<T>(begin, end, [&](std::int64_t r, std::int64_t rows, std::int64_t tile, std::int64_t of) {
+        panel_sums<T>(a, panel, r, rows, tile, of, sums);
         for (std::int64_t i = 0; i < rows; ++i) {
             finish_row(sums + i * kPanel, bias, static_cast<Out*>(a.out) + (r + i) * a.n + column, columns);
         }
-    }
+    });
 }
 
-template <class T, class Out>
-void run(const LinearArgs& a) {
-    const std::int64_t panels = ceil_div(a.n, kPanel), wanted = kUnitsPerThread * max_threads();
+// Rows [begin, end) of a panel of gates and the panel of what they let through.
+template <class T>
+void gated_rows(const LinearArgs& a, std::int64_t panel, std::int64_t begin, std::int64_t end) {
+    alignas(64) float gates[kTileRows<T> * kPanel], ups[kTileRows<T> * kPanel];
+    const std::int64_t column = panel * kPanel, half = a.n / 2;
+    const T *const gate_bias = bias_of<T>(a, column), *const up_bias = bias_of<T>(a, half + column);
+    const auto finished = [](const float* sums, const T* bias, int j) {
+        const f32x16 sum = load(sums + j);
+        return rounded<T>(bias ? sum + load(bias + j) : sum);
+    };
+    for_tiles<T>(begin, end, [&](std::int64_t r, std::int64_t rows, std::int64_t tile, std::int64_t of) {
+        panel_sums<T>(a, panel, r, rows, tile, of, gates);
+        panel_sums<T>(a, panel + half / kPanel, r, rows, tile, of, ups);
+        for (std::int64_t i = 0; i < rows; ++i) {
+            T* const out = static_cast<T*>(a.out) + (r + i) * half + column;
+            for (int j = 0; j < kPanel; j += kLanes) {
+                store(gated<T>(finished(gates + i * kPanel, gate_bias, j),
+                               finished(ups + i * kPanel, up_bias, j)),
+                      out + j);
+            }
+        }
+    });
+}
+
+// body(panel, first row, end) for all rows of each of the panels.
+template <class T, class Body>
+void for_panels(const LinearArgs& a, std::int64_t panels, Body&& body) {
+    const std::int64_t wanted = kUnitsPerThread * max_threads();
     const std::int64_t blocks =
         std::clamp<std::int64_t>(ceil_div(wanted, panels), 1, ceil_div(a.rows, kRowBlock));
     const std::int64_t height = ceil_div(ceil_div(a.rows, blocks), kTileRows<T>) * kTileRows<T>;
@@ -70,9 +114,23 @@ void run(const LinearArgs& a) {
                      const TilesScope scope;
                      for (std::int64_t u = begin; u < end; ++u) {
                          const std::int64_t row = u % blocks * height;
-                         panel_rows<T, Out>(a, u / blocks, row, std::min(a.rows, row + height));
+                         body(u / blocks, row, std::min(a.rows, row + height));
                      }
                  });
+}
+
+template <class T, class Out>
+void run(const LinearArgs& a) {
+    for_panels<T>(a, ceil_div(a.n, kPanel), [&](std::int64_t panel, std::int64_t begin, std::int64_t end) {
+        panel_rows<T, Out>(a, panel, begin, end);
+    });
+}
+
+template <class T>
+void run_gated(const LinearArgs& a) {
+    for_panels<T>(a, a.n / 2 / kPanel, [&](std::int64_t panel, std::int64_t begin, std::int64_t end) {
+        gated_rows<T>(a, panel, begin, end);
+    });
 }
 
 }  // namespace
@@ -85,6 +143,11 @@ void linear(const LinearArgs& args) noexcept {
     if (args.rows == 0) return;
     if (args.dtype == DType::kFloat32) return run<float, float>(args);
     args.out_dtype == DType::kFloat32 ? run<bf16, float>(args) : run<bf16, bf16>(args);
+}
+
+void linear_swiglu(const LinearArgs& args) noexcept {
+    if (args.rows == 0) return;
+    args.dtype == DType::kFloat32 ? run_gated<float>(args) : run_gated<bf16>(args);
 }
 
 }  // namespace sftrl::SFTRL_LEVEL

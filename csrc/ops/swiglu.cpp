@@ -1,19 +1,12 @@
 #include "sftrl/ops/swiglu.h"
 
+#include "gated.h"
 #include "sftrl/parallel.h"
-#include "simd.h"
 
 namespace sftrl::SFTRL_LEVEL {
 namespace {
 
 constexpr std::int64_t kElementsPerChunk = 8192;  // a thread's share must be worth waking it for
-
-// silu(gate) is rounded to the element type before the product, as transformers does.
-template <class T>
-SFTRL_INLINE f32x16 gated(f32x16 gate, f32x16 up) {
-    const f32x16 silu = gate / (exp(-gate) + 1.0f);
-    return rounded<T>(silu) * up;
-}
 
 template <class T>
 void run(const SwigluArgs& a) {

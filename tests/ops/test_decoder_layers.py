@@ -27,6 +27,12 @@ SHAPE: dict[str, Any] = {
 MODELS: dict[str, Any] = {
     "plain": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, head_dim=8)),
     "biases": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, head_dim=16, attention_bias=True, mlp_bias=True)),
+    "gates fill panels": lambda: LlamaForCausalLM(
+        LlamaConfig(**{**SHAPE, "intermediate_size": 96}, head_dim=8)
+    ),
+    "gates fill panels, biases": lambda: LlamaForCausalLM(
+        LlamaConfig(**{**SHAPE, "intermediate_size": 48}, head_dim=16, mlp_bias=True)
+    ),
     "head norms": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=16)),
     "one layer, narrow": lambda: LlamaForCausalLM(
         LlamaConfig(**{**SHAPE, "num_hidden_layers": 1, "intermediate_size": 6, "head_dim": 8})

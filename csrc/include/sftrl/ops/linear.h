@@ -31,4 +31,11 @@ struct LinearArgs {
 };
 SFTRL_KERNEL(linear, LinearArgs)
 
+// swiglu of the product, its first half of columns the gates: out is [rows, n / 2], the same bits as by both
+// kernels one after the other. Where gates_fill_panels(n); out_dtype is dtype.
+SFTRL_KERNEL(linear_swiglu, LinearArgs)
+
+// Whether no panel of n columns holds gates and what they let through.
+constexpr bool gates_fill_panels(std::int64_t n) noexcept { return n % (2 * 48) == 0; }
+
 }  // namespace sftrl
