@@ -4,15 +4,14 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "sftrl/ops/linear.h"
 #include "simd.h"
 
 namespace sftrl::SFTRL_LEVEL {
 
-// Columns of a panel: three 512-bit vectors. A panel of float32 is [k][48]; one of bfloat16 is
-// [k / 2][48][2], pairs along k, as the dot-product instructions want them. Columns past the matrix and an
-// odd k are padded with zeros. The layout is that of every level, so a packed weight outlives set_level.
-inline constexpr int kPanel = 48;
-
+// A panel of float32 is [k][48]; one of bfloat16 is [k / 2][48][2], pairs along k, as the dot-product
+// instructions want them. Columns past the matrix and an odd k are padded with zeros. The layout is that of
+// every level, so a packed weight outlives set_level.
 template <class T>
 inline constexpr int kGroup = sizeof(T) == 2 ? 2 : 1;  // elements along k that lie together
 

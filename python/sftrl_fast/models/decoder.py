@@ -86,7 +86,8 @@ class Decoder:
         self._blind = self._in_one_call(layers)
         for place, layer in reversed(self._weights.cross):
             layers.insert(place, layer)
-        self._layers, self._seeing = layers, self._in_one_call(layers)
+        self._layers = layers
+        self._seeing = self._in_one_call(layers) if self._weights.cross else self._blind
         self._bound = self._weights.version
 
     def _in_one_call(self, layers: list[LayerWeights | CrossWeights]) -> CppDecoderLayers | None:

@@ -8,9 +8,12 @@
 
 namespace sftrl {
 
-// Elements of the packed form of a weight [n, k]: panels of 48 columns, k padded to pairs in bfloat16.
+// Columns of a panel of a packed weight: three 512-bit vectors.
+inline constexpr int kPanel = 48;
+
+// Elements of the packed form of a weight [n, k]: whole panels, k padded to pairs in bfloat16.
 constexpr std::int64_t packed_size(std::int64_t n, std::int64_t k, DType dtype) {
-    return (n + 47) / 48 * 48 * (dtype == DType::kBFloat16 ? (k + 1) / 2 * 2 : k);
+    return (n + kPanel - 1) / kPanel * kPanel * (dtype == DType::kBFloat16 ? (k + 1) / 2 * 2 : k);
 }
 
 struct PackLinearArgs {
@@ -36,6 +39,6 @@ SFTRL_KERNEL(linear, LinearArgs)
 SFTRL_KERNEL(linear_swiglu, LinearArgs)
 
 // Whether no panel of n columns holds gates and what they let through.
-constexpr bool gates_fill_panels(std::int64_t n) noexcept { return n % (2 * 48) == 0; }
+constexpr bool gates_fill_panels(std::int64_t n) noexcept { return n % (2 * kPanel) == 0; }
 
 }  // namespace sftrl

@@ -23,13 +23,21 @@ def cached_attention_cpp(
     tensors = (
         q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), out.data_ptr(), 0 if lse is None else lse.data_ptr()
     )  # fmt: skip
-    tables = (
-        rows.query_offsets, rows.prefix_of, rows.prefix_pages, rows.prefix_lengths, rows.own_pages,
-        rows.own_lengths,
-    )  # fmt: skip
     _C.cached_attention(
-        tensors, tuple(table.data_ptr() for table in tables), len(rows.own_lengths), rows.prefix_pages.shape[1],
-        rows.own_pages.shape[1], q.shape[1], k_cache.shape[1], k_cache.shape[2], q.shape[2], scale,
+        tensors, tables(rows), sizes(rows, k_cache), (q.shape[1], k_cache.shape[1], q.shape[2]), scale,
         DTYPE[q.dtype],
     )  # fmt: skip
     return out
+
+
+def tables(rows: CacheRows) -> tuple[int, int, int, int, int, int]:
+    """The addresses of the tables, in the order of ``CachedAttentionArgs``."""
+    return (
+        rows.query_offsets.data_ptr(), rows.prefix_of.data_ptr(), rows.prefix_pages.data_ptr(),
+        rows.prefix_lengths.data_ptr(), rows.own_pages.data_ptr(), rows.own_lengths.data_ptr(),
+    )  # fmt: skip
+
+
+def sizes(rows: CacheRows, cache: Tensor) -> tuple[int, int, int, int]:
+    """Sequences, the tables' strides, and the tokens of one of the cache's pages."""
+    return len(rows.own_lengths), rows.prefix_pages.shape[1], rows.own_pages.shape[1], cache.shape[2]

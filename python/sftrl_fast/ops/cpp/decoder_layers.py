@@ -12,6 +12,7 @@ from torch import Tensor
 from sftrl_fast import _C
 from sftrl_fast.ops.attention import CacheRows, Shown
 from sftrl_fast.ops.cpp import DTYPE
+from sftrl_fast.ops.cpp.cached_attention import sizes, tables
 from sftrl_fast.ops.cpp.linear import CppLinear
 from sftrl_fast.ops.linear import PackedLinear
 
@@ -56,7 +57,7 @@ class CppDecoderLayers:
     def run(
         self,
         x: Tensor,
-        tables: tuple[Tensor, Tensor],
+        rotary: tuple[Tensor, Tensor],
         positions: Tensor,
         slots: Tensor,
         rows: CacheRows,
@@ -69,13 +70,12 @@ class CppDecoderLayers:
         if keys is not self._caches[0] or values is not self._caches[1]:
             self._caches = keys, values
             self._bind(self._plain, keys, values)
-        looking: tuple[int, int, int, int, int, int, int, int] = (0, 0, 0, 0, 0, 0, 0, 0)
-        pictures: tuple[int, int, int, int] = (0, 0, 0, 0)
+        pictures = None
         if shown is not None:
             self._bind(self._seeing, shown.keys, shown.values)  # they move when there are more pictures
             where = 0 if shown.tokens is None else shown.tokens.data_ptr()
-            looking = (where, shown.follows.data_ptr(), *_tables(shown.rows))
-            pictures = (*_sizes(shown.rows), shown.keys[0].shape[2])
+            looking = where, shown.follows.data_ptr()
+            pictures = looking, tables(shown.rows), sizes(shown.rows, shown.keys[0])
         tokens = len(x)
         out = torch.empty(len(wanted), self._hidden, dtype=x.dtype)
         if tokens * self._scratch_width > len(self._scratch):
@@ -83,29 +83,17 @@ class CppDecoderLayers:
         _C.decoder_layers(
             self._table.ctypes.data, len(self._table),
             (
-                x.data_ptr(), tables[0].data_ptr(), tables[1].data_ptr(), positions.data_ptr(), slots.data_ptr(),
+                x.data_ptr(), rotary[0].data_ptr(), rotary[1].data_ptr(), positions.data_ptr(), slots.data_ptr(),
                 wanted.data_ptr(), self._final_norm.data_ptr(), out.data_ptr(), self._scratch.data_ptr(),
             ),
-            _tables(rows), (tokens, len(out), self._hidden, self._feed_forward),
-            (*_sizes(rows), keys[0].shape[2]), self._heads, looking, pictures, self._eps, self._scale,
-            DTYPE[x.dtype],
+            (tokens, len(out), self._hidden, self._feed_forward), tables(rows), sizes(rows, keys[0]), pictures,
+            self._heads, self._eps, self._scale, DTYPE[x.dtype],
         )  # fmt: skip
         return out
 
     def _bind(self, layers: IntArray, keys: list[Tensor], values: list[Tensor]) -> None:
         self._table[layers, _CACHES] = [cache.data_ptr() for cache in keys]
         self._table[layers, _CACHES + 1] = [cache.data_ptr() for cache in values]
-
-
-def _tables(rows: CacheRows) -> tuple[int, int, int, int, int, int]:
-    return (
-        rows.query_offsets.data_ptr(), rows.prefix_of.data_ptr(), rows.prefix_pages.data_ptr(),
-        rows.prefix_lengths.data_ptr(), rows.own_pages.data_ptr(), rows.own_lengths.data_ptr(),
-    )  # fmt: skip
-
-
-def _sizes(rows: CacheRows) -> tuple[int, int, int]:
-    return len(rows.own_lengths), rows.prefix_pages.shape[1], rows.own_pages.shape[1]
 
 
 def _addresses(layer: Sequence[Tensor | PackedLinear | None]) -> list[int]:
