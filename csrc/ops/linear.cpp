@@ -10,6 +10,18 @@ namespace {
 constexpr std::int64_t kRowBlock = 64;       // rows of a unit of work where there are too few panels
 constexpr std::int64_t kUnitsPerThread = 8;  // at least, where rows can be cut: so threads get even parts
 
+// From this many rows on, panels that each tile of rows meets in turn, all of them in the second cache: the
+// matrix registers of AMX would else wait for the rows, which all together do not stay there. On the vector
+// units the rows come fast enough.
+constexpr std::int64_t kManyRows = 256;
+#if defined(__AMX_BF16__)
+template <class T>
+constexpr std::int64_t kTogether = sizeof(T) == 2 ? 8 : 1;
+#else
+template <class T>
+constexpr std::int64_t kTogether = 1;
+#endif
+
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 template <class T>
@@ -37,22 +49,38 @@ SFTRL_INLINE void finish_row(const float* sums, const T* bias, Out* out, int col
     }
 }
 
-// sums[r][0..48) = the `rows` rows of x from `r` on times one panel, tile number `tile` of `tiles` with it.
+// Panels [first, last) and rows [begin, end): a unit of work.
+struct Unit {
+    std::int64_t first, last, begin, end;
+};
+
+// A tile of a unit's rows, number `number` of `count`.
+struct Rows {
+    std::int64_t first, count, number, of;
+};
+
+// sums[r][0..48) = those rows of x times one panel, which is or is not the unit's only one.
 template <class T>
-SFTRL_INLINE void panel_sums(const LinearArgs& a, std::int64_t panel, std::int64_t r, std::int64_t rows,
-                             std::int64_t tile, std::int64_t of_tiles, float* sums) {
+SFTRL_INLINE void panel_sums(const LinearArgs& a, std::int64_t panel, const Rows& rows, bool only,
+                             float* sums) {
     const T* const packed = static_cast<const T*>(a.packed) + panel * panel_size<T>(a.k);
-    const Ahead ahead = of_tiles > 1 ? next_panel(packed, a.k, tile, of_tiles) : same_panel(packed);
-    tiles(static_cast<const T*>(a.x) + r * a.k, a.k, packed, a.k, sums, kPanel, false, rows, ahead);
+    Ahead ahead{reinterpret_cast<const char*>(packed), 0};
+    if (only && rows.of > 1)
+        ahead = next_panel(packed, a.k, rows.number, rows.of);
+    else if (rows.number == 0)
+        ahead = same_panel(packed);
+    tiles(static_cast<const T*>(a.x) + rows.first * a.k, a.k, packed, a.k, sums, kPanel, false, rows.count,
+          ahead);
 }
 
-// body(first row, rows, tile, tiles) for the tiles of rows in [begin, end).
+// body(rows, panel) for all of the unit: each tile of rows with its panels in turn.
 template <class T, class Body>
-SFTRL_INLINE void for_tiles(std::int64_t begin, std::int64_t end, Body&& body) {
-    const std::int64_t count = ceil_div(end - begin, kTileRows<T>);
+SFTRL_INLINE void for_tiles(const Unit& unit, Body&& body) {
+    const std::int64_t count = ceil_div(unit.end - unit.begin, kTileRows<T>);
     for (std::int64_t tile = 0; tile < count; ++tile) {
-        const std::int64_t row = begin + tile * kTileRows<T>;
-        body(row, std::min<std::int64_t>(kTileRows<T>, end - row), tile, count);
+        const std::int64_t row = unit.begin + tile * kTileRows<T>;
+        const Rows rows{row, std::min<std::int64_t>(kTileRows<T>, unit.end - row), tile, count};
+        for (std::int64_t panel = unit.first; panel < unit.last; ++panel) body(rows, panel);
     }
 }
 
@@ -61,36 +89,40 @@ const T* bias_of(const LinearArgs& a, std::int64_t column) {
     return a.bias ? static_cast<const T*>(a.bias) + column : nullptr;
 }
 
-// Rows [begin, end) of one panel's columns.
+// The columns of the unit's panels.
 template <class T, class Out>
-void panel_rows(const LinearArgs& a, std::int64_t panel, std::int64_t begin, std::int64_t end) {
+void panel_rows(const LinearArgs& a, const Unit& unit) {
     alignas(64) float sums[kTileRows<T> * kPanel];
-    const std::int64_t column = panel * kPanel;
-    const int columns = static_cast<int>(std::min<std::int64_t>(kPanel, a.n - column));
-    const T* const bias = bias_of<T>(a, column);
-    for_tiles<T>(begin, end, [&](std::int64_t r, std::int64_t rows, std::int64_t tile, std::int64_t of) {
-        panel_sums<T>(a, panel, r, rows, tile, of, sums);
-        for (std::int64_t i = 0; i < rows; ++i) {
-            finish_row(sums + i * kPanel, bias, static_cast<Out*>(a.out) + (r + i) * a.n + column, columns);
+    const bool only = unit.last - unit.first == 1;
+    for_tiles<T>(unit, [&](const Rows& rows, std::int64_t panel) {
+        const std::int64_t column = panel * kPanel;
+        const int columns = static_cast<int>(std::min<std::int64_t>(kPanel, a.n - column));
+        const T* const bias = bias_of<T>(a, column);
+        panel_sums<T>(a, panel, rows, only, sums);
+        for (std::int64_t i = 0; i < rows.count; ++i) {
+            finish_row(sums + i * kPanel, bias, static_cast<Out*>(a.out) + (rows.first + i) * a.n + column,
+                       columns);
         }
     });
 }
 
-// Rows [begin, end) of a panel of gates and the panel of what they let through.
+// Of panels of gates and the panels of what they let through.
 template <class T>
-void gated_rows(const LinearArgs& a, std::int64_t panel, std::int64_t begin, std::int64_t end) {
+void gated_rows(const LinearArgs& a, const Unit& unit) {
     alignas(64) float gates[kTileRows<T> * kPanel], ups[kTileRows<T> * kPanel];
-    const std::int64_t column = panel * kPanel, half = a.n / 2;
-    const T *const gate_bias = bias_of<T>(a, column), *const up_bias = bias_of<T>(a, half + column);
+    const std::int64_t half = a.n / 2;
+    const bool only = unit.last - unit.first == 1;
     const auto finished = [](const float* sums, const T* bias, int j) {
         const f32x16 sum = load(sums + j);
         return rounded<T>(bias ? sum + load(bias + j) : sum);
     };
-    for_tiles<T>(begin, end, [&](std::int64_t r, std::int64_t rows, std::int64_t tile, std::int64_t of) {
-        panel_sums<T>(a, panel, r, rows, tile, of, gates);
-        panel_sums<T>(a, panel + half / kPanel, r, rows, tile, of, ups);
-        for (std::int64_t i = 0; i < rows; ++i) {
-            T* const out = static_cast<T*>(a.out) + (r + i) * half + column;
+    for_tiles<T>(unit, [&](const Rows& rows, std::int64_t panel) {
+        const std::int64_t column = panel * kPanel;
+        const T *const gate_bias = bias_of<T>(a, column), *const up_bias = bias_of<T>(a, half + column);
+        panel_sums<T>(a, panel, rows, only, gates);
+        panel_sums<T>(a, panel + half / kPanel, rows, only, ups);
+        for (std::int64_t i = 0; i < rows.count; ++i) {
+            T* const out = static_cast<T*>(a.out) + (rows.first + i) * half + column;
             for (int j = 0; j < kPanel; j += kLanes) {
                 store(gated<T>(finished(gates + i * kPanel, gate_bias, j),
                                finished(ups + i * kPanel, up_bias, j)),
@@ -100,37 +132,35 @@ void gated_rows(const LinearArgs& a, std::int64_t panel, std::int64_t begin, std
     });
 }
 
-// body(panel, first row, end) for all rows of each of the panels.
+// body(unit) for all rows of each of the panels.
 template <class T, class Body>
-void for_panels(const LinearArgs& a, std::int64_t panels, Body&& body) {
+void for_units(const LinearArgs& a, std::int64_t panels, Body&& body) {
+    const std::int64_t groups = ceil_div(panels, a.rows < kManyRows ? 1 : kTogether<T>);
+    const std::int64_t width = ceil_div(panels, groups);
     const std::int64_t wanted = kUnitsPerThread * max_threads();
     const std::int64_t blocks =
-        std::clamp<std::int64_t>(ceil_div(wanted, panels), 1, ceil_div(a.rows, kRowBlock));
+        std::clamp<std::int64_t>(ceil_div(wanted, groups), 1, ceil_div(a.rows, kRowBlock));
     const std::int64_t height = ceil_div(ceil_div(a.rows, blocks), kTileRows<T>) * kTileRows<T>;
     // Panels outside: the row blocks of one follow each other while it is in a cache. A part a thread:
     // processors see one stream each, and what a thread asked for ahead is its own.
-    parallel_for(panels * blocks, ceil_div(panels * blocks, max_threads()),
-                 [&](std::int64_t begin, std::int64_t end) {
-                     const TilesScope scope;
-                     for (std::int64_t u = begin; u < end; ++u) {
-                         const std::int64_t row = u % blocks * height;
-                         body(u / blocks, row, std::min(a.rows, row + height));
-                     }
-                 });
+    parallel_for(
+        groups * blocks, ceil_div(groups * blocks, max_threads()), [&](std::int64_t begin, std::int64_t end) {
+            const TilesScope scope;
+            for (std::int64_t u = begin; u < end; ++u) {
+                const std::int64_t first = u / blocks * width, row = u % blocks * height;
+                body(Unit{first, std::min(panels, first + width), row, std::min(a.rows, row + height)});
+            }
+        });
 }
 
 template <class T, class Out>
 void run(const LinearArgs& a) {
-    for_panels<T>(a, ceil_div(a.n, kPanel), [&](std::int64_t panel, std::int64_t begin, std::int64_t end) {
-        panel_rows<T, Out>(a, panel, begin, end);
-    });
+    for_units<T>(a, ceil_div(a.n, kPanel), [&](const Unit& unit) { panel_rows<T, Out>(a, unit); });
 }
 
 template <class T>
 void run_gated(const LinearArgs& a) {
-    for_panels<T>(a, a.n / 2 / kPanel, [&](std::int64_t panel, std::int64_t begin, std::int64_t end) {
-        gated_rows<T>(a, panel, begin, end);
-    });
+    for_units<T>(a, a.n / 2 / kPanel, [&](const Unit& unit) { gated_rows<T>(a, unit); });
 }
 
 }  // namespace
