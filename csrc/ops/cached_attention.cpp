@@ -4,6 +4,7 @@
 #include <limits>
 #include <vector>
 
+#include "cached_attention_amx.h"
 #include "cached_attention_block.h"
 #include "cached_attention_plan.h"
 #include "sftrl/parallel.h"
@@ -36,7 +37,7 @@ struct Memory {
 };
 thread_local Memory desk_memory, slot_memory;
 
-template <class T>
+template <class T, class Tiles>
 class Attention {
     using P = Arithmetic<T>;
     using QueryUnit = typename P::Unit;
@@ -51,6 +52,7 @@ class Attention {
 
     // All spans of some tasks, one after another.
     void whole(std::int64_t begin, std::int64_t end) const {
+        const typename Tiles::Scope scope;
         Desk desk = sit();
         std::vector<Step>& steps = desk_memory.steps;
         steps.clear();
@@ -78,6 +80,7 @@ class Attention {
 
     // Spans of any tasks, each left at its slot.
     void apart(std::int64_t begin, std::int64_t end, float* slots) const {
+        const typename Tiles::Scope scope;
         Desk desk = sit();
         Coming coming = next(p_.slots.data(), begin, end);
         for (std::int64_t i = begin; i < end; ++i) {
@@ -106,7 +109,8 @@ class Attention {
     // A thread's memory, sized for kRows rows, and the block of tokens in hand.
     struct Desk {
         float *scores, *packed, *keep;
-        QueryUnit* queries;  // [kRows, units_]
+        float* turned;       // [kBlockTokens / kTokens, stride] if the tiles want it
+        QueryUnit* queries;  // [kRows, units_], and a tile's rows more
         T* zeros;            // [width_], in the place of tokens that are not there
         Rows rows, part;
         const T* keys[kBlockTokens];
@@ -116,13 +120,16 @@ class Attention {
     Desk sit() const {
         const std::size_t scores = kRows * kBlockTokens,
                           units = static_cast<std::size_t>(round_up(units_, kLanes));
-        const std::size_t packed = units * kChunkTokens, queries = kRows * units, zeros = p_.stride;
+        const std::size_t packed = units * kChunkTokens, queries = (kRows + Tiles::kRows) * units;
+        const std::size_t zeros = p_.stride;
+        const std::size_t turned = Tiles::kTurned ? kBlockTokens / P::kTokens * zeros : 0;
         const std::size_t rows = Rows::floats(kRows, p_.stride);
-        float* free = desk_memory.floats(scores + packed + queries + zeros + kRows + 2 * rows);
+        float* free = desk_memory.floats(scores + packed + turned + queries + zeros + kRows + 2 * rows);
         const auto take = [&free](std::size_t floats) { return (free += floats) - floats; };
         Desk desk;
         desk.scores = take(scores);
         desk.packed = take(packed);
+        desk.turned = take(turned);
         desk.queries = reinterpret_cast<QueryUnit*>(take(queries));
         desk.zeros = reinterpret_cast<T*>(take(zeros));
         desk.keep = take(kRows);
@@ -184,7 +191,7 @@ class Attention {
         }
     }
 
-    // Where the keys and values of the `tokens` tokens from `begin` stand; zeros up to whole vectors.
+    // Where the keys and values of the `tokens` tokens from `begin` stand; zeros up to whole tiles.
     void find(std::int64_t task, const std::int32_t* pages, std::int64_t begin, int tokens,
               Desk& desk) const {
         const std::int64_t page_elements = a_.page_size * a_.width, first = p_.kv_head(task) * page_elements;
@@ -197,7 +204,8 @@ class Attention {
                 desk.values[t] = static_cast<const T*>(a_.v_cache) + at;
             }
         }
-        for (int t = tokens; t < round_up(tokens, kLanes); ++t) desk.keys[t] = desk.values[t] = desk.zeros;
+        for (int t = tokens; t < round_up(tokens, 2 * kLanes); ++t)
+            desk.keys[t] = desk.values[t] = desk.zeros;
     }
 
     // The cache lines of a step that comes after this one. They are asked for a few at a time amid the work:
@@ -299,18 +307,14 @@ class Attention {
         for (int chunk = 0; chunk < tokens; chunk += kChunkTokens) {
             const int count = std::min(kChunkTokens, tokens - chunk);
             pack(desk.keys + chunk, count, desk.packed, coming);
-            for (int r = 0; r < rows; r += kTileRows) {
-                const int tile = std::min(kTileRows, rows - r);
+            for (int r = 0; r < rows; r += Tiles::kRows) {
+                const int tile = std::min(Tiles::kRows, rows - r);
                 const int end = std::min(count, seen(r + tile - 1) - chunk);
-                for (int t = 0; t < end; t += kTileVectors * kLanes) {
-                    const int vectors = std::min(kTileVectors, round_up(end - t, kLanes) / kLanes);
+                for (int t = 0; t < end; t += Tiles::kVectors * kLanes) {
+                    const int vectors = std::min(Tiles::kVectors, round_up(end - t, kLanes) / kLanes);
                     float* const scores = desk.scores + r * kBlockTokens + chunk + t;
-                    with_constant<kTileRows>(tile, [&](auto R) {
-                        with_constant<kTileVectors>(vectors, [&](auto V) {
-                            score_tile<P, R, V>(queries + r * units_, units_, desk.packed + t, units_,
-                                                factor_, scores);
-                        });
-                    });
+                    Tiles::scores({queries + r * units_, desk.packed + t, units_, factor_, scores}, tile,
+                                  vectors);
                     coming.ask_for(kLinesAtOnce);
                 }
             }
@@ -320,21 +324,30 @@ class Attention {
     template <class Seen>
     void add_values(int rows, const float* keep, const Seen& seen, const Desk& desk, const Rows& to,
                     Coming& coming) const {
-        for (int r = 0; r < rows; r += kTileRows) {
-            const int tile = std::min(kTileRows, rows - r), tokens = seen(r + tile - 1);
-            for (int i = 0; i < p_.stride; i += kTileVectors * kLanes) {
-                with_constant<kTileRows>(tile, [&](auto R) {
-                    with_constant<kTileVectors>(
-                        std::min(kTileVectors, (p_.stride - i) / kLanes), [&](auto V) {
-                            if constexpr (V % P::kTokens == 0) {  // stride is a multiple of both
-                                value_tile<P, R, V>(desk.values, desk.scores + r * kBlockTokens, tokens, i,
-                                                    width_, keep ? keep + r : nullptr,
-                                                    to.values + r * to.stride + i, to.stride);
-                            }
-                        });
-                });
+        if constexpr (Tiles::kTurned) turn_values(seen(rows - 1), desk, coming);
+        for (int r = 0; r < rows; r += Tiles::kRows) {
+            const int tile = std::min(Tiles::kRows, rows - r), tokens = seen(r + tile - 1);
+            for (int i = 0; i < p_.stride; i += Tiles::kVectors * kLanes) {
+                const int vectors = std::min(Tiles::kVectors, (p_.stride - i) / kLanes);
+                Tiles::values({desk.values, desk.turned, desk.scores + r * kBlockTokens, tokens, i, width_,
+                               keep ? keep + r : nullptr, to.values + r * to.stride + i, to.stride},
+                              tile, vectors);
                 coming.ask_for(kLinesAtOnce);
             }
+        }
+    }
+
+    // Values [tokens] become turned [tokens / kTokens, stride], in the arithmetic's order.
+    void turn_values(int tokens, const Desk& desk, Coming& coming) const {
+        float* to = desk.turned;
+        for (int t = 0; t < round_up(tokens, 2 * kLanes); t += P::kTokens) {
+            for (int i = 0; i < p_.stride; i += 2 * kLanes, to += 2 * kLanes) {
+                f32x16 values[2];
+                P::template values<2>(desk.values + t, i, width_, values);
+                store(values[0], to);
+                store(values[1], to + kLanes);
+            }
+            if (t % kLanes == 0) coming.ask_for(kLinesAtOnce);
         }
     }
 
@@ -344,9 +357,9 @@ class Attention {
     float factor_;
 };
 
-template <class T>
+template <class T, class Tiles>
 void run(const Plan& plan) {
-    const Attention<T> attention(plan);
+    const Attention<T, Tiles> attention(plan);
     const auto part = [](std::int64_t count) {
         return std::min(kMostInPart, count / (kPartsPerThread * max_threads()));
     };
@@ -367,7 +380,11 @@ void run(const Plan& plan) {
 
 void cached_attention(const CachedAttentionArgs& args) noexcept {
     const Plan plan(args);
-    args.dtype == DType::kFloat32 ? run<float>(plan) : run<bf16>(plan);
+    if (args.dtype == DType::kFloat32) return run<float, VectorTiles<Arithmetic<float>>>(plan);
+#if defined(__AMX_BF16__)
+    if (MatrixTiles::covers(static_cast<int>(args.width))) return run<bf16, MatrixTiles>(plan);
+#endif
+    run<bf16, VectorTiles<Arithmetic<bf16>>>(plan);
 }
 
 }  // namespace sftrl::SFTRL_LEVEL

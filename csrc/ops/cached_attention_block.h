@@ -1,8 +1,9 @@
 // The arithmetic of cached_attention: query rows against a block of keys and values.
 //
 // Two ways of multiplying, one interface: `Wide` works on floats, `Pairs` on two neighbouring bfloat16 at
-// once. What is done for a row, and in which order, depends neither on the row's place in its tile nor on the
-// other rows.
+// once. And two places where sums are kept, one interface: `VectorTiles` here, `MatrixTiles` for pairs in
+// cached_attention_amx.h. What is done for a row, and in which order, depends neither on the row's place in
+// its tile nor on the other rows.
 #pragma once
 
 #include <algorithm>
@@ -203,66 +204,108 @@ struct Rows {
     }
 };
 
-// Query units [R, stride] times the keys in `packed` [units, kChunkTokens], times factor.
-template <class P, int R, int V>
-void score_tile(const typename P::Unit* queries, int stride, const float* packed, int units, float factor,
-                float* scores) {
-    for (int begin = 0; begin < units; begin += kUnitsAtOnce) {
-        f32x16 sum[R][V];
-        for (auto& row : sum) std::fill(row, row + V, splat(0.0f));
-        for (int u = begin; u < std::min(units, begin + kUnitsAtOnce); ++u) {
-            f32x16 keys[V];
-            SFTRL_UNROLL
-            for (int v = 0; v < V; ++v) keys[v] = load(packed + u * kChunkTokens + v * kLanes);
+// Rows of queries times the keys in `packed` [units, kChunkTokens], times factor.
+template <class P>
+struct ScoreTile {
+    const typename P::Unit* queries;  // [rows, units]
+    const float* packed;
+    int units;
+    float factor;
+    float* scores;  // [rows, kBlockTokens]
+};
+
+// Weights times the values of `tokens` tokens, elements `at` to the tile's end, onto what the rows hold times
+// keep.
+template <class P>
+struct ValueTile {
+    const typename P::Element* const* from;  // [tokens]
+    const float* turned;                     // the same values as MatrixTiles wants them
+    const float* weights;                    // [rows, kBlockTokens floats' room]
+    int tokens, at, width;
+    const float* keep;  // [rows], or nullptr: nothing is held
+    float* to;          // [rows, stride], from element `at` on
+    int stride;
+};
+
+// Sums in vector registers.
+template <class P>
+struct VectorTiles {
+    static constexpr int kRows = kTileRows, kVectors = kTileVectors;
+    static constexpr bool kTurned = false;  // whether ValueTile::turned is read
+    struct Scope {
+        Scope() {}  // not trivial, so that one without a use is no warning
+    };
+
+    static void scores(const ScoreTile<P>& tile, int rows, int vectors) {
+        with_constant<kRows>(
+            rows, [&](auto R) { with_constant<kVectors>(vectors, [&](auto V) { scores_of<R, V>(tile); }); });
+    }
+    static void values(const ValueTile<P>& tile, int rows, int vectors) {
+        with_constant<kRows>(rows, [&](auto R) {
+            with_constant<kVectors>(vectors, [&](auto V) {
+                if constexpr (V % P::kTokens == 0) values_of<R, V>(tile);  // a row has a multiple of both
+            });
+        });
+    }
+
+  private:
+    template <int R, int V>
+    static void scores_of(const ScoreTile<P>& tile) {
+        for (int begin = 0; begin < tile.units; begin += kUnitsAtOnce) {
+            f32x16 sum[R][V];
+            for (auto& row : sum) std::fill(row, row + V, splat(0.0f));
+            for (int u = begin; u < std::min(tile.units, begin + kUnitsAtOnce); ++u) {
+                f32x16 keys[V];
+                SFTRL_UNROLL
+                for (int v = 0; v < V; ++v) keys[v] = load(tile.packed + u * kChunkTokens + v * kLanes);
+                SFTRL_UNROLL
+                for (int r = 0; r < R; ++r) {
+                    const typename P::Unit query = tile.queries[r * tile.units + u];
+                    SFTRL_UNROLL
+                    for (int v = 0; v < V; ++v) sum[r][v] = P::multiply(sum[r][v], keys[v], query);
+                }
+            }
             SFTRL_UNROLL
             for (int r = 0; r < R; ++r) {
-                const typename P::Unit query = queries[r * stride + u];
                 SFTRL_UNROLL
-                for (int v = 0; v < V; ++v) sum[r][v] = P::multiply(sum[r][v], keys[v], query);
+                for (int v = 0; v < V; ++v) {
+                    float* const to = tile.scores + r * kBlockTokens + v * kLanes;
+                    const f32x16 score = sum[r][v] * tile.factor;
+                    store(begin == 0 ? score : load(to) + score, to);
+                }
             }
         }
+    }
+
+    template <int R, int V>
+    static void values_of(const ValueTile<P>& tile) {
+        f32x16 sum[R][V];
         SFTRL_UNROLL
         for (int r = 0; r < R; ++r) {
             SFTRL_UNROLL
             for (int v = 0; v < V; ++v) {
-                float* const to = scores + r * kBlockTokens + v * kLanes;
-                const f32x16 score = sum[r][v] * factor;
-                store(begin == 0 ? score : load(to) + score, to);
+                sum[r][v] =
+                    tile.keep ? load(tile.to + r * tile.stride + v * kLanes) * tile.keep[r] : splat(0.0f);
             }
         }
-    }
-}
-
-// Values of `tokens` tokens times the weights [R, kBlockTokens floats' room], onto what the rows hold times
-// keep.
-template <class P, int R, int V>
-void value_tile(const typename P::Element* const* from, const float* weights, int tokens, int at, int width,
-                const float* keep, float* to, int stride) {
-    f32x16 sum[R][V];
-    SFTRL_UNROLL
-    for (int r = 0; r < R; ++r) {
-        SFTRL_UNROLL
-        for (int v = 0; v < V; ++v) {
-            sum[r][v] = keep ? load(to + r * stride + v * kLanes) * keep[r] : splat(0.0f);
+        for (int t = 0; t < tile.tokens; t += P::kTokens) {
+            f32x16 values[V];
+            P::template values<V>(tile.from + t, tile.at, tile.width, values);
+            SFTRL_UNROLL
+            for (int r = 0; r < R; ++r) {
+                typename P::Unit weight;
+                std::memcpy(&weight, tile.weights + r * kBlockTokens + t / P::kTokens, sizeof weight);
+                SFTRL_UNROLL
+                for (int v = 0; v < V; ++v) sum[r][v] = P::multiply(sum[r][v], values[v], weight);
+            }
         }
-    }
-    for (int t = 0; t < tokens; t += P::kTokens) {
-        f32x16 values[V];
-        P::template values<V>(from + t, at, width, values);
         SFTRL_UNROLL
         for (int r = 0; r < R; ++r) {
-            typename P::Unit weight;
-            std::memcpy(&weight, weights + r * kBlockTokens + t / P::kTokens, sizeof weight);
             SFTRL_UNROLL
-            for (int v = 0; v < V; ++v) sum[r][v] = P::multiply(sum[r][v], values[v], weight);
+            for (int v = 0; v < V; ++v) store(sum[r][v], tile.to + r * tile.stride + v * kLanes);
         }
     }
-    SFTRL_UNROLL
-    for (int r = 0; r < R; ++r) {
-        SFTRL_UNROLL
-        for (int v = 0; v < V; ++v) store(sum[r][v], to + r * stride + v * kLanes);
-    }
-}
+};
 
 // The first `seen` scores become weights, the rest up to `end` 0. Returns what earlier values are to be
 // multiplied by; `first`: there are none.

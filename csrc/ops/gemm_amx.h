@@ -1,61 +1,35 @@
-// The micro-kernel in the matrix registers of AMX: eight tiles, each of up to 16 rows of 64 bytes.
+// The micro-kernel of the matrix products in the matrix registers of AMX.
 #pragma once
 
 #if defined(__AMX_BF16__)
-
-#include <immintrin.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 
+#include "amx.h"
 #include "gemm_panel.h"
 
 namespace sftrl::SFTRL_LEVEL::tmul {
 
-inline constexpr int kBlock = 16;         // rows of a tile
 inline constexpr int kRows = 2 * kBlock;  // rows times 48 columns of the product: six tiles
-inline constexpr int kStep = 32;          // elements of bfloat16 along k in a tile's row
-inline constexpr int kColumns = 16;       // of the product in a tile
-inline constexpr std::int64_t kTileBytes = 64;
 
-// Operand of LDTILECFG (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, 18.2).
-struct alignas(64) Shapes {
-    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    std::uint16_t row_bytes[16] = {};
-    std::uint8_t rows[16] = {};
-};
-
-// Tiles 0 to 2 and 3 to 5: the product's first and second block of rows. 6: rows of a. 7: of the panel.
+// Tile 7 is whole, the others have `rows` rows.
 constexpr Shapes shapes_of(int rows) {
-    Shapes shapes;
-    for (int tile = 0; tile < 8; ++tile) {
-        shapes.row_bytes[tile] = kTileBytes;
-        shapes.rows[tile] = static_cast<std::uint8_t>(tile == 7 ? kBlock : rows);
-    }
+    Shapes shapes = whole_tiles();
+    std::fill_n(shapes.rows, 7, static_cast<std::uint8_t>(rows));
     return shapes;
 }
 struct AllShapes {
-    Shapes of[kBlock + 1];
+    Shapes of[kBlock];
     constexpr AllShapes() : of{} {
-        for (int rows = 1; rows <= kBlock; ++rows) of[rows] = shapes_of(rows);
+        for (int rows = 1; rows < kBlock; ++rows) of[rows] = shapes_of(rows);
     }
 };
 inline constexpr AllShapes kShapes;
 
-// For as long as it lives this thread's tiles have 16 rows. Both instructions wait for all before them: a
-// pair of them for every 32 rows of a product cost 5 % of its time.
-struct Shaped {
-    Shaped() { _tile_loadconfig(&kShapes.of[kBlock]); }
-    ~Shaped() { _tile_release(); }
-    Shaped(const Shaped&) = delete;
-    Shaped& operator=(const Shaped&) = delete;
-};
-
-// The intrinsics do not say what they read: what is written before is in memory from here on.
-SFTRL_INLINE void in_memory() { asm volatile("" ::: "memory"); }
-
-// Adds 32 elements along k of both blocks of rows, the second at `below`; pitches are in bytes.
+// Adds 32 elements along k of both blocks of rows, the second at `below`; pitches are in bytes. Tiles 0 to 2
+// and 3 to 5: the sums of the blocks. 6: rows of a. 7: of the panel.
 template <int Blocks>
 SFTRL_INLINE void add_step(const bf16* a, const bf16* below, std::int64_t a_pitch, const bf16* panel) {
     constexpr std::int64_t pitch = kPanel * 2 * sizeof(bf16);  // of two elements along k
@@ -82,7 +56,7 @@ SFTRL_INLINE void add_step(const bf16* a, const bf16* below, std::int64_t a_pitc
 
 // The last `left` (1 to 31) elements along k, with zeros after them.
 template <int Blocks>
-SFTRL_INLINE void add_rest(const bf16* a, const bf16* below, std::int64_t lda, std::int64_t rows,
+SFTRL_INLINE void add_last(const bf16* a, const bf16* below, std::int64_t lda, std::int64_t rows,
                            const bf16* panel, std::int64_t left) {
     alignas(64) bf16 rest[2][kBlock * kStep] = {}, columns[kStep * kPanel] = {};
     for (std::int64_t r = 0; r < rows; ++r) {
@@ -116,7 +90,7 @@ void tile(const bf16* a, std::int64_t lda, const bf16* panel, std::int64_t k, fl
         for (; ahead.at < asked; ahead.at += kLine) __builtin_prefetch(ahead.at, 0, 2);
         add_step<Blocks>(a, below, lda * static_cast<std::int64_t>(sizeof(bf16)), panel);
     }
-    if (k > 0) add_rest<Blocks>(a, below, lda, std::min<std::int64_t>(rows, kBlock), panel, k);
+    if (k > 0) add_last<Blocks>(a, below, lda, std::min<std::int64_t>(rows, kBlock), panel, k);
     const std::int64_t pitch = ldc * static_cast<std::int64_t>(sizeof(float));
     _tile_stored(0, c, pitch);
     _tile_stored(1, c + kColumns, pitch);
@@ -127,7 +101,7 @@ void tile(const bf16* a, std::int64_t lda, const bf16* panel, std::int64_t k, fl
         _tile_stored(4, under + kColumns, pitch);
         _tile_stored(5, under + 2 * kColumns, pitch);
     }
-    if (rows < kBlock) _tile_loadconfig(&kShapes.of[kBlock]);
+    if (rows < kBlock) _tile_loadconfig(&kWhole);
 }
 
 // c[r][0..48) (+)= a[r][0..k) * panel for any number of rows.

@@ -81,6 +81,7 @@ class Backward {
     void run() const {
         t_.fill_columns(t_.k);
         parallel_for(units_.count * a_.kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
+            const Products<U> scope;
             const std::int64_t own = std::int64_t{longest_} * lanes_;
             Desk desk(2 * own + (2 * t_.words + 3 * kMostKeys + t_.width + 2 * lanes_ + 4) * kBlockRows);
             Tile tile{};

@@ -5,8 +5,11 @@
 // (Singles), or two bfloat16 that follow one another in the summed dimension (Pairs).
 #pragma once
 
+#include <algorithm>
+#include <type_traits>
 #include <utility>
 
+#include "amx.h"
 #include "simd.h"
 
 namespace sftrl::SFTRL_LEVEL {
@@ -142,22 +145,101 @@ SFTRL_INLINE Block block_of(int rows, int vectors, std::integer_sequence<int, I.
     return kBlocks[(rows - 1) * kProductVectors + vectors - 1];
 }
 
+template <class U>
+struct VectorProducts {
+    VectorProducts() {}  // not trivial, so that one without a use is no warning
+
+    static void run(const word* a, std::int64_t a_stride, int rows, const word* b, int vectors, int words,
+                    float* c, bool add) {
+        const std::int64_t lanes = vectors * kLanes;
+        for (int n = 0; n < vectors; n += kProductVectors) {
+            const int n_count = vectors - n < kProductVectors ? vectors - n : kProductVectors;
+            for (int r = 0; r < rows; r += kProductRows) {
+                const int r_count = rows - r < kProductRows ? rows - r : kProductRows;
+                const Block block = block_of<U>(
+                    r_count, n_count, std::make_integer_sequence<int, kProductRows * kProductVectors>{});
+                block(a + r * a_stride, a_stride, b + n * kLanes, lanes, words, c + r * lanes + n * kLanes,
+                      lanes, add);
+            }
+        }
+    }
+};
+
+#if defined(__AMX_BF16__)
+// In the matrix registers, which are let go with the last object of this type.
+struct MatrixProducts {
+    MatrixProducts() {}
+    ~MatrixProducts() { _tile_release(); }
+    MatrixProducts(const MatrixProducts&) = delete;
+    MatrixProducts& operator=(const MatrixProducts&) = delete;
+
+    static void run(const word* a, std::int64_t a_stride, int rows, const word* b, int vectors, int words,
+                    float* c, bool add) {
+        tmul::in_memory();
+        const std::int64_t lanes = vectors * kLanes;
+        for (int r = 0; r < rows; r += tmul::kBlock) {
+            const int count = rows - r < tmul::kBlock ? rows - r : tmul::kBlock;
+            if (r == 0 || count < tmul::kBlock) shape(count, words % kLanes);
+            for (int n = 0; n < vectors; n += kMost) {
+                float* const to = c + r * lanes + n * kLanes;
+                const auto sums = [&](auto V) {
+                    block<V>(a + r * a_stride, a_stride, b + n * kLanes, lanes, words, to, add);
+                };
+                switch (vectors - n) {
+                    case 1:
+                        sums(std::integral_constant<int, 1>{});
+                        break;
+                    case 2:
+                        sums(std::integral_constant<int, 2>{});
+                        break;
+                    case 3:
+                        sums(std::integral_constant<int, 3>{});
+                        break;
+                    default:
+                        sums(std::integral_constant<int, kMost>{});
+                }
+            }
+        }
+    }
+
+  private:
+    static constexpr int kMost = 4;  // tiles of sums
+
+    // Of `rows` rows, and in tiles 6 and 7 of `rest` words along the sum.
+    static void shape(int rows, int rest) {
+        tmul::Shapes shapes = tmul::kWhole;
+        std::fill_n(shapes.rows, 5, static_cast<std::uint8_t>(rows));
+        shapes.rows[6] = static_cast<std::uint8_t>(rest ? rows : 0);
+        shapes.row_bytes[6] = static_cast<std::uint16_t>(rest * sizeof(word));
+        shapes.rows[7] = static_cast<std::uint8_t>(rest);
+        if (!rest) shapes.row_bytes[7] = 0;
+        _tile_loadconfig(&shapes);
+    }
+
+    template <int V>
+    static void block(const word* a, std::int64_t a_stride, const word* b, std::int64_t lanes, int words,
+                      float* c, bool add) {
+        const std::int64_t a_pitch = a_stride * sizeof(word), pitch = lanes * sizeof(word);
+        add ? tmul::load_sums<V>(c, pitch) : tmul::zero<V>();
+        int w = 0;
+        for (; w + kLanes <= words; w += kLanes) tmul::add<V>(a + w, a_pitch, b + w * lanes, pitch);
+        if (w < words) tmul::add_rest<V>(a + w, a_pitch, b + w * lanes, pitch);
+        tmul::store_sums<V>(c, pitch);
+    }
+};
+template <class U>
+using Products = std::conditional_t<U::kPer == 2, MatrixProducts, VectorProducts<U>>;
+#else
+template <class U>
+using Products = VectorProducts<U>;
+#endif
+
 // `a` has rows `a_stride` words apart; `b` and `c` have rows of 16 `vectors` lanes. Each sum runs over the
-// words in order, whatever block it falls into.
+// words in order, whatever block it falls into. A Products<U> lives.
 template <class U>
 void product(const void* a, std::int64_t a_stride, int rows, const word* b, int vectors, int words, float* c,
              bool add) {
-    const std::int64_t lanes = vectors * kLanes;
-    for (int n = 0; n < vectors; n += kProductVectors) {
-        const int n_count = vectors - n < kProductVectors ? vectors - n : kProductVectors;
-        for (int r = 0; r < rows; r += kProductRows) {
-            const int r_count = rows - r < kProductRows ? rows - r : kProductRows;
-            const Block block = block_of<U>(
-                r_count, n_count, std::make_integer_sequence<int, kProductRows * kProductVectors>{});
-            block(static_cast<const word*>(a) + r * a_stride, a_stride, b + n * kLanes, lanes, words,
-                  c + r * lanes + n * kLanes, lanes, add);
-        }
-    }
+    Products<U>::run(static_cast<const word*>(a), a_stride, rows, b, vectors, words, c, add);
 }
 
 // Rows of a tensor that stand at `at(i)`; panels made of them hold zeros beyond `count`.
