@@ -11,6 +11,7 @@
 #include "check.h"
 #include "sftrl/ops/linear.h"
 #include "sftrl/ops/logprob.h"
+#include "sftrl/ops/swiglu.h"
 #include "sftrl/parallel.h"
 
 namespace {
@@ -97,6 +98,25 @@ void test_linear(std::int64_t rows, std::int64_t n, std::int64_t k, DType dtype,
             CHECK(off <= unit(out_dtype) * (std::abs(wanted) + std::sqrt(static_cast<double>(k))), name);
         }
     }
+}
+
+// Product and gates at once, and one after the other.
+void test_gates(std::int64_t rows, std::int64_t width, std::int64_t k, DType dtype) {
+    std::mt19937 generator(static_cast<unsigned>(rows + width));
+    const std::int64_t n = 2 * width;
+    const Matrix x = random(rows * k, dtype, generator), weight = random(n * k, dtype, generator);
+    const Matrix bias = random(n, dtype, generator);
+    std::vector<unsigned char> packed(static_cast<std::size_t>(packed_size(n, k, dtype)) *
+                                      Matrix::size(dtype));
+    pack_linear({weight.bytes.data(), packed.data(), n, k, dtype});
+    Matrix gate_up(static_cast<std::size_t>(rows * n), dtype);
+    Matrix both(static_cast<std::size_t>(rows * width), dtype), expected = both;
+    linear(
+        {x.bytes.data(), packed.data(), bias.bytes.data(), gate_up.bytes.data(), rows, n, k, dtype, dtype});
+    swiglu({gate_up.bytes.data(), expected.bytes.data(), rows, width, dtype});
+    linear_swiglu(
+        {x.bytes.data(), packed.data(), bias.bytes.data(), both.bytes.data(), rows, n, k, dtype, dtype});
+    CHECK(both.bytes == expected.bytes, std::to_string(rows) + " x " + std::to_string(width));
 }
 
 struct Vocabulary {
@@ -212,6 +232,9 @@ void test_level() {
             test_linear(rows, 96, 300, dtype, DType::kFloat32);
         }
         test_linear(3, 1, 1, dtype, dtype);
+        test_linear(290, 450, 33, dtype, dtype);  // rows and panels enough to take panels together
+        test_gates(35, 48, 33, dtype);
+        test_gates(290, 480, 33, dtype);
         test_logprob({1, 1, 1, dtype, 1.0f});
         test_logprob({13, 7, 50, dtype, 0.5f});
         test_logprob({131, 5, 1000, dtype, 2.0f});
