@@ -3,8 +3,6 @@
 
 #if defined(__AMX_BF16__)
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstdint>
 
@@ -24,7 +22,7 @@ struct alignas(64) Shapes {
     std::uint8_t rows[16] = {};
 };
 
-inline constexpr Shapes whole_tiles() {
+constexpr Shapes whole_tiles() {
     Shapes shapes;
     std::fill_n(shapes.row_bytes, 8, kTileBytes);
     std::fill_n(shapes.rows, 8, kBlock);
@@ -32,79 +30,66 @@ inline constexpr Shapes whole_tiles() {
 }
 inline constexpr Shapes kWhole = whole_tiles();
 
-// For as long as it lives this thread's tiles are whole. Both instructions wait for all before them: a
-// pair of them for every 32 rows of a product cost 5 % of its time.
+SFTRL_INLINE void configure(const Shapes& shapes) { asm volatile("ldtilecfg\t%0" ::"m"(shapes)); }
+SFTRL_INLINE void release() { asm volatile("tilerelease"); }
+
+// For as long as it lives this thread's tiles are whole; not nested. Both instructions wait for all before
+// them: a pair of them for every 32 rows of a product cost 5 % of its time.
 struct Shaped {
-    Shaped() { _tile_loadconfig(&kWhole); }
-    ~Shaped() { _tile_release(); }
+    Shaped() { configure(kWhole); }
+    ~Shaped() { release(); }
     Shaped(const Shaped&) = delete;
     Shaped& operator=(const Shaped&) = delete;
 };
 
-// The intrinsics do not say what they read: what is written before is in memory from here on.
-SFTRL_INLINE void in_memory() { asm volatile("" ::: "memory"); }
-
-// V (1 to 4) tiles of sums side by side: tiles 0 to 3. Pitches are in bytes.
-template <int V>
-SFTRL_INLINE void zero() {
-    _tile_zero(0);
-    if constexpr (V > 1) _tile_zero(1);
-    if constexpr (V > 2) _tile_zero(2);
-    if constexpr (V > 3) _tile_zero(3);
+// The instructions on a tile, whose number is part of them. Pitches are in bytes.
+template <int Tile>
+SFTRL_INLINE void zero_tile() {
+    asm volatile("tilezero\t%%tmm%c0" ::"i"(Tile));
 }
-template <int V>
+template <int Tile>
+SFTRL_INLINE void load_tile(const void* from, std::int64_t pitch) {
+    asm volatile("tileloadd\t(%0,%1,1), %%tmm%c2" ::"r"(from), "r"(pitch), "i"(Tile) : "memory");
+}
+template <int Tile>
+SFTRL_INLINE void store_tile(void* to, std::int64_t pitch) {
+    asm volatile("tilestored\t%%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(pitch), "i"(Tile) : "memory");
+}
+// Sum += A B, over pairs of bfloat16.
+template <int Sum, int A, int B>
+SFTRL_INLINE void add_product() {
+    asm volatile("tdpbf16ps\t%%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sum), "i"(A), "i"(B));
+}
+
+// V tiles of sums side by side, from number First on.
+template <int V, int First = 0>
+SFTRL_INLINE void zero_sums() {
+    if constexpr (V > 0) {
+        zero_tile<First>();
+        zero_sums<V - 1, First + 1>();
+    }
+}
+template <int V, int First = 0>
 SFTRL_INLINE void load_sums(const float* from, std::int64_t pitch) {
-    _tile_loadd(0, from, pitch);
-    if constexpr (V > 1) _tile_loadd(1, from + kColumns, pitch);
-    if constexpr (V > 2) _tile_loadd(2, from + 2 * kColumns, pitch);
-    if constexpr (V > 3) _tile_loadd(3, from + 3 * kColumns, pitch);
+    if constexpr (V > 0) {
+        load_tile<First>(from, pitch);
+        load_sums<V - 1, First + 1>(from + kColumns, pitch);
+    }
 }
-template <int V>
+template <int V, int First = 0>
 SFTRL_INLINE void store_sums(float* to, std::int64_t pitch) {
-    _tile_stored(0, to, pitch);
-    if constexpr (V > 1) _tile_stored(1, to + kColumns, pitch);
-    if constexpr (V > 2) _tile_stored(2, to + 2 * kColumns, pitch);
-    if constexpr (V > 3) _tile_stored(3, to + 3 * kColumns, pitch);
-}
-
-// Adds to the sums rows of pairs at `a` times V tiles of them at `b`: by tiles 4 and 5.
-template <int V>
-SFTRL_INLINE void add(const void* a, std::int64_t a_pitch, const void* b, std::int64_t pitch) {
-    const auto* const column = static_cast<const std::uint32_t*>(b);
-    _tile_loadd(4, a, a_pitch);
-    _tile_loadd(5, column, pitch);
-    _tile_dpbf16ps(0, 4, 5);
-    if constexpr (V > 1) {
-        _tile_loadd(5, column + kColumns, pitch);
-        _tile_dpbf16ps(1, 4, 5);
-    }
-    if constexpr (V > 2) {
-        _tile_loadd(5, column + 2 * kColumns, pitch);
-        _tile_dpbf16ps(2, 4, 5);
-    }
-    if constexpr (V > 3) {
-        _tile_loadd(5, column + 3 * kColumns, pitch);
-        _tile_dpbf16ps(3, 4, 5);
+    if constexpr (V > 0) {
+        store_tile<First>(to, pitch);
+        store_sums<V - 1, First + 1>(to + kColumns, pitch);
     }
 }
-// The same by tiles 6 and 7, whose shapes are those of what is left along the sum.
-template <int V>
-SFTRL_INLINE void add_rest(const void* a, std::int64_t a_pitch, const void* b, std::int64_t pitch) {
-    const auto* const column = static_cast<const std::uint32_t*>(b);
-    _tile_loadd(6, a, a_pitch);
-    _tile_loadd(7, column, pitch);
-    _tile_dpbf16ps(0, 6, 7);
-    if constexpr (V > 1) {
-        _tile_loadd(7, column + kColumns, pitch);
-        _tile_dpbf16ps(1, 6, 7);
-    }
-    if constexpr (V > 2) {
-        _tile_loadd(7, column + 2 * kColumns, pitch);
-        _tile_dpbf16ps(2, 6, 7);
-    }
-    if constexpr (V > 3) {
-        _tile_loadd(7, column + 3 * kColumns, pitch);
-        _tile_dpbf16ps(3, 6, 7);
+// Adds to V sums tile A times the tiles side by side at `columns`, which pass through tile B.
+template <int V, int A, int B, int First = 0>
+SFTRL_INLINE void add_products(const void* columns, std::int64_t pitch) {
+    if constexpr (V > 0) {
+        load_tile<B>(columns, pitch);
+        add_product<First, A, B>();
+        add_products<V - 1, A, B, First + 1>(static_cast<const char*>(columns) + kTileBytes, pitch);
     }
 }
 

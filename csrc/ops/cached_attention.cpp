@@ -108,7 +108,7 @@ class Attention {
   private:
     // A thread's memory, sized for kRows rows, and the block of tokens in hand.
     struct Desk {
-        float *scores, *packed, *keep;
+        float *scores, *packed;
         float* turned;       // [kBlockTokens / kTokens, stride] if the tiles want it
         QueryUnit* queries;  // [kRows, units_], and a tile's rows more
         T* zeros;            // [width_], in the place of tokens that are not there
@@ -124,7 +124,7 @@ class Attention {
         const std::size_t zeros = p_.stride;
         const std::size_t turned = Tiles::kTurned ? kBlockTokens / P::kTokens * zeros : 0;
         const std::size_t rows = Rows::floats(kRows, p_.stride);
-        float* free = desk_memory.floats(scores + packed + turned + queries + zeros + kRows + 2 * rows);
+        float* free = desk_memory.floats(scores + packed + turned + queries + zeros + 2 * rows);
         const auto take = [&free](std::size_t floats) { return (free += floats) - floats; };
         Desk desk;
         desk.scores = take(scores);
@@ -132,7 +132,6 @@ class Attention {
         desk.turned = take(turned);
         desk.queries = reinterpret_cast<QueryUnit*>(take(queries));
         desk.zeros = reinterpret_cast<T*>(take(zeros));
-        desk.keep = take(kRows);
         desk.rows = Rows::at(take(rows), kRows, p_.stride);
         desk.part = Rows::at(take(rows), kRows, p_.stride);
         std::fill(desk.zeros, desk.zeros + width_, T{});
@@ -280,25 +279,20 @@ class Attention {
     // The step's queries, whose rows begin at `queries`, over its tokens.
     void attend(const Step& step, const QueryUnit* queries, Desk& desk, const Rows& to,
                 Coming& coming) const {
-        const std::int64_t task = step.task;
         const Span& span = step.span;
-        const int heads = p_.heads_of(task), rows = (span.query_end - span.query_begin) * heads;
-        for (std::int64_t at = span.begin; at < span.end; at += kBlockTokens) {
-            const int tokens = static_cast<int>(std::min<std::int64_t>(kBlockTokens, span.end - at));
-            const bool first = at == span.begin;
-            const auto seen = [&](int row) {  // of the block's tokens
-                const std::int64_t count = span.seen + (span.causal ? row / heads : 0) - at;
-                return static_cast<int>(std::clamp<std::int64_t>(count, 0, tokens));
-            };
-            find(task, span.pages, at, tokens, desk);
-            score(queries, rows, tokens, seen, desk, coming);
-            for (int r = 0; r < rows; ++r) {
-                desk.keep[r] = softmax_row<P>(desk.scores + r * kBlockTokens, seen(r), tokens, first,
-                                              to.highest[r], to.sum[r]);
-                coming.ask_for(kLinesAtOnce);
-            }
-            add_values(rows, first ? nullptr : desk.keep, seen, desk, to, coming);
+        const int heads = p_.heads_of(step.task), rows = (span.query_end - span.query_begin) * heads;
+        const int tokens = static_cast<int>(span.end - span.begin);
+        const auto seen = [&](int row) {  // of the span's tokens
+            const std::int64_t count = span.seen + (span.causal ? row / heads : 0) - span.begin;
+            return static_cast<int>(std::clamp<std::int64_t>(count, 0, tokens));
+        };
+        find(step.task, span.pages, span.begin, tokens, desk);
+        score(queries, rows, tokens, seen, desk, coming);
+        for (int r = 0; r < rows; ++r) {
+            softmax_row<P>(desk.scores + r * kBlockTokens, seen(r), tokens, to.highest[r], to.sum[r]);
+            coming.ask_for(kLinesAtOnce);
         }
+        add_values(rows, seen, desk, to, coming);
     }
 
     template <class Seen>
@@ -322,15 +316,14 @@ class Attention {
     }
 
     template <class Seen>
-    void add_values(int rows, const float* keep, const Seen& seen, const Desk& desk, const Rows& to,
-                    Coming& coming) const {
+    void add_values(int rows, const Seen& seen, const Desk& desk, const Rows& to, Coming& coming) const {
         if constexpr (Tiles::kTurned) turn_values(seen(rows - 1), desk, coming);
         for (int r = 0; r < rows; r += Tiles::kRows) {
             const int tile = std::min(Tiles::kRows, rows - r), tokens = seen(r + tile - 1);
             for (int i = 0; i < p_.stride; i += Tiles::kVectors * kLanes) {
                 const int vectors = std::min(Tiles::kVectors, (p_.stride - i) / kLanes);
                 Tiles::values({desk.values, desk.turned, desk.scores + r * kBlockTokens, tokens, i, width_,
-                               keep ? keep + r : nullptr, to.values + r * to.stride + i, to.stride},
+                               to.values + r * to.stride + i, to.stride},
                               tile, vectors);
                 coming.ask_for(kLinesAtOnce);
             }

@@ -18,15 +18,14 @@ struct MatrixTiles {
     static bool covers(int width) { return width % tmul::kStep == 0; }
 
     static void scores(const ScoreTile<Pairs>& tile, int rows, int vectors) {
+        constexpr std::int64_t pitch = kChunkTokens * sizeof(float);
         with_constant<kVectors>(vectors, [&](auto V) {
-            tmul::in_memory();
-            tmul::zero<V>();
-            const std::int64_t pitch = tile.units * static_cast<std::int64_t>(sizeof(Pairs::Unit));
+            tmul::zero_sums<V>();
             for (int u = 0; u < tile.units; u += kLanes) {
-                tmul::add<V>(tile.queries + u, pitch, tile.packed + u * kChunkTokens,
-                             kChunkTokens * sizeof(float));
+                tmul::load_tile<4>(tile.queries + u, tile.units * std::int64_t{sizeof(Pairs::Unit)});
+                tmul::add_products<V, 4, 5>(tile.packed + u * kChunkTokens, pitch);
             }
-            tmul::store_sums<V>(tile.scores, kBlockTokens * sizeof(float));
+            tmul::store_sums<V>(tile.scores, kScorePitch);
             for (int r = 0; r < rows; ++r) {
                 for (int v = 0; v < V; ++v) {
                     float* const score = tile.scores + r * kBlockTokens + v * kLanes;
@@ -36,27 +35,20 @@ struct MatrixTiles {
         });
     }
 
-    static void values(const ValueTile<Pairs>& tile, int rows, int vectors) {
+    static void values(const ValueTile<Pairs>& tile, int, int vectors) {
+        const std::int64_t pitch = tile.stride * std::int64_t{sizeof(float)};
         with_constant<kVectors>(vectors, [&](auto V) {
-            if (tile.keep) {
-                for (int r = 0; r < rows; ++r) {
-                    for (int v = 0; v < V; ++v) {
-                        float* const to = tile.to + r * tile.stride + v * kLanes;
-                        store(load(to) * tile.keep[r], to);
-                    }
-                }
-            }
-            tmul::in_memory();
-            const std::int64_t pitch = tile.stride * static_cast<std::int64_t>(sizeof(float));
-            tile.keep ? tmul::load_sums<V>(tile.to, pitch) : tmul::zero<V>();
+            tmul::zero_sums<V>();
             for (int t = 0; t < tile.tokens; t += tmul::kStep) {
-                const std::int64_t pair = t / 2;
-                tmul::add<V>(tile.weights + pair, kBlockTokens * sizeof(float),
-                             tile.turned + pair * tile.stride + tile.at, pitch);
+                tmul::load_tile<4>(tile.weights + t / 2, kScorePitch);
+                tmul::add_products<V, 4, 5>(tile.turned + t / 2 * tile.stride + tile.at, pitch);
             }
             tmul::store_sums<V>(tile.to, pitch);
         });
     }
+
+  private:
+    static constexpr std::int64_t kScorePitch = kBlockTokens * sizeof(float);
 };
 
 }  // namespace sftrl::SFTRL_LEVEL::cached

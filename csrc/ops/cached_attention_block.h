@@ -15,7 +15,7 @@
 
 namespace sftrl::SFTRL_LEVEL::cached {
 
-inline constexpr int kBlockTokens = 256;  // of which a row's scores are kept at once
+inline constexpr int kBlockTokens = 256;  // at most of a span: of which a row's scores are kept
 inline constexpr int kChunkTokens = 64;   // whose keys are turned at once: they stay in the first cache
 
 inline constexpr int kUnitsAtOnce = 64;  // added in one go: the error of a sum grows with its length
@@ -33,15 +33,6 @@ inline constexpr int kTileRows = 2, kTileVectors = 1;
 #define SFTRL_UNROLL _Pragma("GCC unroll 8")
 
 constexpr int round_up(int value, int step) { return (value + step - 1) / step * step; }
-
-// f(integral_constant n) for 1 <= n <= Most.
-template <int Most, class F>
-SFTRL_INLINE void with_constant(int n, const F& f) {
-    if constexpr (Most > 1) {
-        if (n < Most) return with_constant<Most - 1>(n, f);
-    }
-    f(std::integral_constant<int, Most>{});
-}
 
 // 2^x for x <= 0, to about one unit in the last place; 0 for -infinity.
 SFTRL_INLINE f32x16 exp2(f32x16 x) {
@@ -214,16 +205,14 @@ struct ScoreTile {
     float* scores;  // [rows, kBlockTokens]
 };
 
-// Weights times the values of `tokens` tokens, elements `at` to the tile's end, onto what the rows hold times
-// keep.
+// Weights times the values of `tokens` tokens, elements `at` to the tile's end.
 template <class P>
 struct ValueTile {
     const typename P::Element* const* from;  // [tokens]
     const float* turned;                     // the same values as MatrixTiles wants them
     const float* weights;                    // [rows, kBlockTokens floats' room]
     int tokens, at, width;
-    const float* keep;  // [rows], or nullptr: nothing is held
-    float* to;          // [rows, stride], from element `at` on
+    float* to;  // [rows, stride], from element `at` on
     int stride;
 };
 
@@ -232,9 +221,7 @@ template <class P>
 struct VectorTiles {
     static constexpr int kRows = kTileRows, kVectors = kTileVectors;
     static constexpr bool kTurned = false;  // whether ValueTile::turned is read
-    struct Scope {
-        Scope() {}  // not trivial, so that one without a use is no warning
-    };
+    using Scope = NoScope;
 
     static void scores(const ScoreTile<P>& tile, int rows, int vectors) {
         with_constant<kRows>(
@@ -280,14 +267,7 @@ struct VectorTiles {
     template <int R, int V>
     static void values_of(const ValueTile<P>& tile) {
         f32x16 sum[R][V];
-        SFTRL_UNROLL
-        for (int r = 0; r < R; ++r) {
-            SFTRL_UNROLL
-            for (int v = 0; v < V; ++v) {
-                sum[r][v] =
-                    tile.keep ? load(tile.to + r * tile.stride + v * kLanes) * tile.keep[r] : splat(0.0f);
-            }
-        }
+        for (auto& row : sum) std::fill(row, row + V, splat(0.0f));
         for (int t = 0; t < tile.tokens; t += P::kTokens) {
             f32x16 values[V];
             P::template values<V>(tile.from + t, tile.at, tile.width, values);
@@ -307,10 +287,9 @@ struct VectorTiles {
     }
 };
 
-// The first `seen` scores become weights, the rest up to `end` 0. Returns what earlier values are to be
-// multiplied by; `first`: there are none.
+// The first `seen` scores become weights, the rest up to `end` 0; their highest and the weights' sum.
 template <class P>
-float softmax_row(float* scores, int seen, int end, bool first, float& highest, float& sum) {
+void softmax_row(float* scores, int seen, int end, float& highest, float& sum) {
     const int whole = seen / kLanes * kLanes, vectors = round_up(seen, kLanes);
     f32x16 most = splat(-__builtin_inff());
     for (int i = 0; i < whole; i += kLanes) most = max(load(scores + i), most);
@@ -318,15 +297,12 @@ float softmax_row(float* scores, int seen, int end, bool first, float& highest, 
         for (int i = seen; i < vectors; ++i) scores[i] = -__builtin_inff();
         most = max(load(scores + whole), most);
     }
-    const float before = first ? -__builtin_inff() : highest, now = reduce_max(most);
-    highest = before > now ? before : now;
-    const float base = highest == -__builtin_inff() ? 0.0f : highest;  // nothing seen: weights 2^-inf = 0
-    const float keep = first ? 0.0f : exp2(before - base), added = P::weigh(scores, vectors, base);
-    sum = first ? added : sum * keep + added;
+    highest = reduce_max(most);
+    // Nothing seen: weights 2^-inf = 0.
+    sum = P::weigh(scores, vectors, highest == -__builtin_inff() ? 0.0f : highest);
     const int written = round_up(vectors, P::kTokens * kLanes) / P::kTokens;
     std::fill(scores + written, scores + std::max(written, round_up(end, P::kTokens * kLanes) / P::kTokens),
               0.0f);
-    return keep;
 }
 
 // Adds to `rows` what `part` has seen of other tokens.

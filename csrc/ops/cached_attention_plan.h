@@ -18,7 +18,7 @@
 namespace sftrl::SFTRL_LEVEL::cached {
 
 inline constexpr int kRows = 96;  // of a task, at most: they and their scores stay in the second cache
-inline constexpr std::int64_t kSpanTokens = kBlockTokens;  // whole blocks
+inline constexpr std::int64_t kSpanTokens = kBlockTokens;
 inline constexpr int kTasksPerThread = 4;  // of even size: with fewer, threads idle at the end
 inline constexpr int kRowsToTurn = 3;      // a block's keys are turned in the time that this many rows take
 inline constexpr std::size_t kMostSlotFloats = std::size_t{1} << 24;

@@ -29,9 +29,7 @@ using TilesScope = tmul::Shaped;
 #else
 template <class T>
 inline constexpr int kTileRows = kVectorRows;
-struct TilesScope {
-    TilesScope() {}  // not trivial, so that one without a use is no warning
-};
+using TilesScope = NoScope;
 #endif
 
 template <int R>

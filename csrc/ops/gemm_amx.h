@@ -33,24 +33,24 @@ inline constexpr AllShapes kShapes;
 template <int Blocks>
 SFTRL_INLINE void add_step(const bf16* a, const bf16* below, std::int64_t a_pitch, const bf16* panel) {
     constexpr std::int64_t pitch = kPanel * 2 * sizeof(bf16);  // of two elements along k
-    _tile_loadd(7, panel, pitch);
-    _tile_loadd(6, a, a_pitch);
-    _tile_dpbf16ps(0, 6, 7);
+    load_tile<7>(panel, pitch);
+    load_tile<6>(a, a_pitch);
+    add_product<0, 6, 7>();
     if constexpr (Blocks == 2) {
-        _tile_loadd(6, below, a_pitch);
-        _tile_dpbf16ps(3, 6, 7);
+        load_tile<6>(below, a_pitch);
+        add_product<3, 6, 7>();
     }
-    _tile_loadd(7, panel + 2 * kColumns, pitch);
+    load_tile<7>(panel + 2 * kColumns, pitch);
     if constexpr (Blocks == 2) {
-        _tile_dpbf16ps(4, 6, 7);
-        _tile_loadd(6, a, a_pitch);
+        add_product<4, 6, 7>();
+        load_tile<6>(a, a_pitch);
     }
-    _tile_dpbf16ps(1, 6, 7);
-    _tile_loadd(7, panel + 4 * kColumns, pitch);
-    _tile_dpbf16ps(2, 6, 7);
+    add_product<1, 6, 7>();
+    load_tile<7>(panel + 4 * kColumns, pitch);
+    add_product<2, 6, 7>();
     if constexpr (Blocks == 2) {
-        _tile_loadd(6, below, a_pitch);
-        _tile_dpbf16ps(5, 6, 7);
+        load_tile<6>(below, a_pitch);
+        add_product<5, 6, 7>();
     }
 }
 
@@ -64,7 +64,6 @@ SFTRL_INLINE void add_last(const bf16* a, const bf16* below, std::int64_t lda, s
         if (Blocks == 2) std::copy_n(below + r * lda, left, rest[1] + r * kStep);
     }
     std::copy_n(panel, panel_size<bf16>(left), columns);
-    in_memory();
     add_step<Blocks>(rest[0], rest[1], kStep * sizeof(bf16), columns);
 }
 
@@ -75,16 +74,8 @@ void tile(const bf16* a, std::int64_t lda, const bf16* panel, std::int64_t k, fl
           std::int64_t rows, Ahead ahead) {
     const std::int64_t second = Blocks == 2 ? rows - kBlock : 0;
     const bf16* below = a + second * lda;
-    in_memory();
-    if (rows < kBlock) _tile_loadconfig(&kShapes.of[rows]);
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    if constexpr (Blocks == 2) {
-        _tile_zero(3);
-        _tile_zero(4);
-        _tile_zero(5);
-    }
+    if (rows < kBlock) configure(kShapes.of[rows]);
+    zero_sums<3 * Blocks>();
     for (; k >= kStep; k -= kStep, a += kStep, below += kStep, panel += kStep * kPanel) {
         const char* const asked = ahead.at + kStep / 2 * ahead.stride;
         for (; ahead.at < asked; ahead.at += kLine) __builtin_prefetch(ahead.at, 0, 2);
@@ -92,16 +83,9 @@ void tile(const bf16* a, std::int64_t lda, const bf16* panel, std::int64_t k, fl
     }
     if (k > 0) add_last<Blocks>(a, below, lda, std::min<std::int64_t>(rows, kBlock), panel, k);
     const std::int64_t pitch = ldc * static_cast<std::int64_t>(sizeof(float));
-    _tile_stored(0, c, pitch);
-    _tile_stored(1, c + kColumns, pitch);
-    _tile_stored(2, c + 2 * kColumns, pitch);
-    if constexpr (Blocks == 2) {
-        float* const under = c + second * ldc;
-        _tile_stored(3, under, pitch);
-        _tile_stored(4, under + kColumns, pitch);
-        _tile_stored(5, under + 2 * kColumns, pitch);
-    }
-    if (rows < kBlock) _tile_loadconfig(&kWhole);
+    store_sums<3>(c, pitch);
+    if constexpr (Blocks == 2) store_sums<3, 3>(c + second * ldc, pitch);
+    if (rows < kBlock) configure(kWhole);
 }
 
 // c[r][0..48) (+)= a[r][0..k) * panel for any number of rows.

@@ -10,16 +10,16 @@ namespace {
 constexpr std::int64_t kRowBlock = 64;       // rows of a unit of work where there are too few panels
 constexpr std::int64_t kUnitsPerThread = 8;  // at least, where rows can be cut: so threads get even parts
 
-// From this many rows on, panels that each tile of rows meets in turn, all of them in the second cache: the
-// matrix registers of AMX would else wait for the rows, which all together do not stay there. On the vector
-// units the rows come fast enough.
-constexpr std::int64_t kManyRows = 256;
+// From so many rows on a unit takes several panels, and each tile of its rows meets them in turn. All rows do
+// not stay in the second cache; the panels do, and the matrix registers of AMX no longer wait. On the vector
+// units rows come fast enough.
+constexpr std::int64_t kManyRows = 256, kTogetherBytes = 1 << 20;
 #if defined(__AMX_BF16__)
 template <class T>
-constexpr std::int64_t kTogether = sizeof(T) == 2 ? 8 : 1;
+constexpr std::int64_t kMostTogether = sizeof(T) == 2 ? 8 : 1;
 #else
 template <class T>
-constexpr std::int64_t kTogether = 1;
+constexpr std::int64_t kMostTogether = 1;
 #endif
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -54,21 +54,22 @@ struct Unit {
     std::int64_t first, last, begin, end;
 };
 
-// A tile of a unit's rows, number `number` of `count`.
+// A tile of a unit's rows, number `tile` of `tiles`; whether it meets one panel only.
 struct Rows {
-    std::int64_t first, count, number, of;
+    std::int64_t first, count, tile, tiles;
+    bool one_panel;
 };
 
-// sums[r][0..48) = those rows of x times one panel, which is or is not the unit's only one.
+// sums[r][0..48) = those rows of x times one panel.
 template <class T>
-SFTRL_INLINE void panel_sums(const LinearArgs& a, std::int64_t panel, const Rows& rows, bool only,
-                             float* sums) {
+SFTRL_INLINE void panel_sums(const LinearArgs& a, std::int64_t panel, const Rows& rows, float* sums) {
     const T* const packed = static_cast<const T*>(a.packed) + panel * panel_size<T>(a.k);
     Ahead ahead{reinterpret_cast<const char*>(packed), 0};
-    if (only && rows.of > 1)
-        ahead = next_panel(packed, a.k, rows.number, rows.of);
-    else if (rows.number == 0)
+    if (rows.one_panel && rows.tiles > 1) {
+        ahead = next_panel(packed, a.k, rows.tile, rows.tiles);
+    } else if (rows.tile == 0) {
         ahead = same_panel(packed);
+    }
     tiles(static_cast<const T*>(a.x) + rows.first * a.k, a.k, packed, a.k, sums, kPanel, false, rows.count,
           ahead);
 }
@@ -79,7 +80,8 @@ SFTRL_INLINE void for_tiles(const Unit& unit, Body&& body) {
     const std::int64_t count = ceil_div(unit.end - unit.begin, kTileRows<T>);
     for (std::int64_t tile = 0; tile < count; ++tile) {
         const std::int64_t row = unit.begin + tile * kTileRows<T>;
-        const Rows rows{row, std::min<std::int64_t>(kTileRows<T>, unit.end - row), tile, count};
+        const Rows rows{row, std::min<std::int64_t>(kTileRows<T>, unit.end - row), tile, count,
+                        unit.last - unit.first == 1};
         for (std::int64_t panel = unit.first; panel < unit.last; ++panel) body(rows, panel);
     }
 }
@@ -93,12 +95,11 @@ const T* bias_of(const LinearArgs& a, std::int64_t column) {
 template <class T, class Out>
 void panel_rows(const LinearArgs& a, const Unit& unit) {
     alignas(64) float sums[kTileRows<T> * kPanel];
-    const bool only = unit.last - unit.first == 1;
     for_tiles<T>(unit, [&](const Rows& rows, std::int64_t panel) {
         const std::int64_t column = panel * kPanel;
         const int columns = static_cast<int>(std::min<std::int64_t>(kPanel, a.n - column));
         const T* const bias = bias_of<T>(a, column);
-        panel_sums<T>(a, panel, rows, only, sums);
+        panel_sums<T>(a, panel, rows, sums);
         for (std::int64_t i = 0; i < rows.count; ++i) {
             finish_row(sums + i * kPanel, bias, static_cast<Out*>(a.out) + (rows.first + i) * a.n + column,
                        columns);
@@ -111,7 +112,6 @@ template <class T>
 void gated_rows(const LinearArgs& a, const Unit& unit) {
     alignas(64) float gates[kTileRows<T> * kPanel], ups[kTileRows<T> * kPanel];
     const std::int64_t half = a.n / 2;
-    const bool only = unit.last - unit.first == 1;
     const auto finished = [](const float* sums, const T* bias, int j) {
         const f32x16 sum = load(sums + j);
         return rounded<T>(bias ? sum + load(bias + j) : sum);
@@ -119,8 +119,8 @@ void gated_rows(const LinearArgs& a, const Unit& unit) {
     for_tiles<T>(unit, [&](const Rows& rows, std::int64_t panel) {
         const std::int64_t column = panel * kPanel;
         const T *const gate_bias = bias_of<T>(a, column), *const up_bias = bias_of<T>(a, half + column);
-        panel_sums<T>(a, panel, rows, only, gates);
-        panel_sums<T>(a, panel + half / kPanel, rows, only, ups);
+        panel_sums<T>(a, panel, rows, gates);
+        panel_sums<T>(a, panel + half / kPanel, rows, ups);
         for (std::int64_t i = 0; i < rows.count; ++i) {
             T* const out = static_cast<T*>(a.out) + (rows.first + i) * half + column;
             for (int j = 0; j < kPanel; j += kLanes) {
@@ -132,35 +132,38 @@ void gated_rows(const LinearArgs& a, const Unit& unit) {
     });
 }
 
-// body(unit) for all rows of each of the panels.
+// body(unit) for all rows of each of the panels, of which a step of a unit reads `at_once`.
 template <class T, class Body>
-void for_units(const LinearArgs& a, std::int64_t panels, Body&& body) {
-    const std::int64_t groups = ceil_div(panels, a.rows < kManyRows ? 1 : kTogether<T>);
-    const std::int64_t width = ceil_div(panels, groups);
-    const std::int64_t wanted = kUnitsPerThread * max_threads();
-    const std::int64_t blocks =
-        std::clamp<std::int64_t>(ceil_div(wanted, groups), 1, ceil_div(a.rows, kRowBlock));
+void for_units(const LinearArgs& a, std::int64_t panels, std::int64_t at_once, Body&& body) {
+    const std::int64_t wanted = kUnitsPerThread * max_threads(), row_blocks = ceil_div(a.rows, kRowBlock);
+    const std::int64_t bytes = at_once * panel_size<T>(a.k) * static_cast<std::int64_t>(sizeof(T));
+    const std::int64_t together =
+        a.rows < kManyRows ? 1 : std::clamp<std::int64_t>(kTogetherBytes / bytes, 1, kMostTogether<T>);
+    const std::int64_t groups =
+        std::min(panels, std::max(ceil_div(panels, together), ceil_div(wanted, row_blocks)));
+    const std::int64_t blocks = std::clamp<std::int64_t>(ceil_div(wanted, groups), 1, row_blocks);
     const std::int64_t height = ceil_div(ceil_div(a.rows, blocks), kTileRows<T>) * kTileRows<T>;
     // Panels outside: the row blocks of one follow each other while it is in a cache. A part a thread:
     // processors see one stream each, and what a thread asked for ahead is its own.
-    parallel_for(
-        groups * blocks, ceil_div(groups * blocks, max_threads()), [&](std::int64_t begin, std::int64_t end) {
-            const TilesScope scope;
-            for (std::int64_t u = begin; u < end; ++u) {
-                const std::int64_t first = u / blocks * width, row = u % blocks * height;
-                body(Unit{first, std::min(panels, first + width), row, std::min(a.rows, row + height)});
-            }
-        });
+    parallel_for(groups * blocks, ceil_div(groups * blocks, max_threads()),
+                 [&](std::int64_t begin, std::int64_t end) {
+                     const TilesScope scope;
+                     for (std::int64_t u = begin; u < end; ++u) {
+                         const std::int64_t group = u / blocks, row = u % blocks * height;
+                         body(Unit{group * panels / groups, (group + 1) * panels / groups, row,
+                                   std::min(a.rows, row + height)});
+                     }
+                 });
 }
 
 template <class T, class Out>
 void run(const LinearArgs& a) {
-    for_units<T>(a, ceil_div(a.n, kPanel), [&](const Unit& unit) { panel_rows<T, Out>(a, unit); });
+    for_units<T>(a, ceil_div(a.n, kPanel), 1, [&](const Unit& unit) { panel_rows<T, Out>(a, unit); });
 }
 
 template <class T>
 void run_gated(const LinearArgs& a) {
-    for_units<T>(a, a.n / 2 / kPanel, [&](const Unit& unit) { gated_rows<T>(a, unit); });
+    for_units<T>(a, a.n / 2 / kPanel, 2, [&](const Unit& unit) { gated_rows<T>(a, unit); });
 }
 
 }  // namespace

@@ -81,7 +81,6 @@ class Backward {
     void run() const {
         t_.fill_columns(t_.k);
         parallel_for(units_.count * a_.kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
-            const Products<U> scope;
             const std::int64_t own = std::int64_t{longest_} * lanes_;
             Desk desk(2 * own + (2 * t_.words + 3 * kMostKeys + t_.width + 2 * lanes_ + 4) * kBlockRows);
             Tile tile{};
@@ -121,6 +120,7 @@ class Backward {
         float *lse, *delta, *ones;
         std::int32_t* tokens;
         int vectors;
+        Products<U> products;
     };
 
     Sums slot(std::int64_t row, int head) const {
@@ -206,15 +206,18 @@ class Backward {
         const int count = to - from, lanes = tile.vectors * kLanes;
         const int key_words = (count + U::kPer - 1) / U::kPer, row_words = lanes / U::kPer;
         const std::int64_t at = t_.key_row(s, head, from), stride = t_.key_stride / U::kPer;
-        product<U>(t_.k + at, stride, count, tile.query_words, tile.vectors, t_.words, tile.scores, false);
-        product<U>(t_.v + at, stride, count, tile.grad_words, tile.vectors, t_.words, tile.slopes, false);
+        tile.products.run(t_.k + at, stride, count, tile.query_words, tile.vectors, t_.words, tile.scores,
+                          false);
+        tile.products.run(t_.v + at, stride, count, tile.grad_words, tile.vectors, t_.words, tile.slopes,
+                          false);
         slopes<Causal>(from, count, tile);
         float* const sum_k = sums.k + std::int64_t{from} * lanes_;
         float* const sum_v = sums.v + std::int64_t{from} * lanes_;
-        product<U>(tile.scores, lanes, count, tile.grad_rows, column_vectors_, row_words, sum_v, true);
-        product<U>(tile.slopes, lanes, count, tile.query_rows, column_vectors_, row_words, sum_k, true);
-        product<U>(t_.columns_of(s, head, from / U::kPer), t_.column_stride(s), t_.width, tile.slope_words,
-                   tile.vectors, key_words, tile.grad_q, true);
+        tile.products.run(tile.scores, lanes, count, tile.grad_rows, column_vectors_, row_words, sum_v, true);
+        tile.products.run(tile.slopes, lanes, count, tile.query_rows, column_vectors_, row_words, sum_k,
+                          true);
+        tile.products.run(t_.columns_of(s, head, from / U::kPer), t_.column_stride(s), t_.width,
+                          tile.slope_words, tile.vectors, key_words, tile.grad_q, true);
     }
 
     // In place: scores become weights p, and the gradients of the weights those of the scores, p (dp -

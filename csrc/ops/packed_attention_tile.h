@@ -1,8 +1,9 @@
 // Small matrix products for packed_attention, and the layouts that they read.
 //
 // A product is C[rows, 16 vectors] (+)= A[rows, words] B[words, 16 vectors]: A row by row, its words
-// broadcast; B as a panel whose rows are words for 16 lanes side by side. A word is 32 bits: one float
-// (Singles), or two bfloat16 that follow one another in the summed dimension (Pairs).
+// broadcast or, in AMX, sixteen rows and words at a time; B as a panel whose rows are words for 16 lanes side
+// by side. A word is 32 bits: one float (Singles), or two bfloat16 that follow one another in the summed
+// dimension (Pairs).
 #pragma once
 
 #include <algorithm>
@@ -145,11 +146,11 @@ SFTRL_INLINE Block block_of(int rows, int vectors, std::integer_sequence<int, I.
     return kBlocks[(rows - 1) * kProductVectors + vectors - 1];
 }
 
+// A product's A has rows `a_stride` words apart; B and C have rows of 16 `vectors` lanes. An element's words
+// are summed in an order that is that of every block.
 template <class U>
 struct VectorProducts {
-    VectorProducts() {}  // not trivial, so that one without a use is no warning
-
-    static void run(const word* a, std::int64_t a_stride, int rows, const word* b, int vectors, int words,
+    static void run(const void* a, std::int64_t a_stride, int rows, const word* b, int vectors, int words,
                     float* c, bool add) {
         const std::int64_t lanes = vectors * kLanes;
         for (int n = 0; n < vectors; n += kProductVectors) {
@@ -158,46 +159,32 @@ struct VectorProducts {
                 const int r_count = rows - r < kProductRows ? rows - r : kProductRows;
                 const Block block = block_of<U>(
                     r_count, n_count, std::make_integer_sequence<int, kProductRows * kProductVectors>{});
-                block(a + r * a_stride, a_stride, b + n * kLanes, lanes, words, c + r * lanes + n * kLanes,
-                      lanes, add);
+                block(static_cast<const word*>(a) + r * a_stride, a_stride, b + n * kLanes, lanes, words,
+                      c + r * lanes + n * kLanes, lanes, add);
             }
         }
     }
 };
 
 #if defined(__AMX_BF16__)
-// In the matrix registers, which are let go with the last object of this type.
-struct MatrixProducts {
-    MatrixProducts() {}
-    ~MatrixProducts() { _tile_release(); }
+// In this thread's matrix registers, for as long as it lives; not nested.
+class MatrixProducts {
+  public:
+    MatrixProducts() = default;
+    ~MatrixProducts() { tmul::release(); }
     MatrixProducts(const MatrixProducts&) = delete;
     MatrixProducts& operator=(const MatrixProducts&) = delete;
 
-    static void run(const word* a, std::int64_t a_stride, int rows, const word* b, int vectors, int words,
-                    float* c, bool add) {
-        tmul::in_memory();
+    void run(const void* a, std::int64_t a_stride, int rows, const word* b, int vectors, int words, float* c,
+             bool add) {
         const std::int64_t lanes = vectors * kLanes;
         for (int r = 0; r < rows; r += tmul::kBlock) {
-            const int count = rows - r < tmul::kBlock ? rows - r : tmul::kBlock;
-            if (r == 0 || count < tmul::kBlock) shape(count, words % kLanes);
+            shape(rows - r < tmul::kBlock ? rows - r : tmul::kBlock, words % kLanes);
             for (int n = 0; n < vectors; n += kMost) {
-                float* const to = c + r * lanes + n * kLanes;
-                const auto sums = [&](auto V) {
-                    block<V>(a + r * a_stride, a_stride, b + n * kLanes, lanes, words, to, add);
-                };
-                switch (vectors - n) {
-                    case 1:
-                        sums(std::integral_constant<int, 1>{});
-                        break;
-                    case 2:
-                        sums(std::integral_constant<int, 2>{});
-                        break;
-                    case 3:
-                        sums(std::integral_constant<int, 3>{});
-                        break;
-                    default:
-                        sums(std::integral_constant<int, kMost>{});
-                }
+                with_constant<kMost>(vectors - n, [&](auto V) {
+                    block<V>(static_cast<const word*>(a) + r * a_stride, a_stride, b + n * kLanes, lanes,
+                             words, c + r * lanes + n * kLanes, add);
+                });
             }
         }
     }
@@ -205,27 +192,38 @@ struct MatrixProducts {
   private:
     static constexpr int kMost = 4;  // tiles of sums
 
-    // Of `rows` rows, and in tiles 6 and 7 of `rest` words along the sum.
-    static void shape(int rows, int rest) {
+    // Tiles 0 to 3: sums. 4, 5: `rows` rows of a, 16 words of b. 6, 7: the `rest` words behind.
+    void shape(int rows, int rest) {
+        if (rows == rows_ && rest == rest_) return;
+        rows_ = rows, rest_ = rest;
         tmul::Shapes shapes = tmul::kWhole;
         std::fill_n(shapes.rows, 5, static_cast<std::uint8_t>(rows));
-        shapes.rows[6] = static_cast<std::uint8_t>(rest ? rows : 0);
-        shapes.row_bytes[6] = static_cast<std::uint16_t>(rest * sizeof(word));
-        shapes.rows[7] = static_cast<std::uint8_t>(rest);
-        if (!rest) shapes.row_bytes[7] = 0;
-        _tile_loadconfig(&shapes);
+        if (rest) {
+            shapes.rows[6] = static_cast<std::uint8_t>(rows);
+            shapes.row_bytes[6] = static_cast<std::uint16_t>(rest * sizeof(word));
+            shapes.rows[7] = static_cast<std::uint8_t>(rest);
+        }
+        tmul::configure(shapes);
     }
 
     template <int V>
     static void block(const word* a, std::int64_t a_stride, const word* b, std::int64_t lanes, int words,
                       float* c, bool add) {
         const std::int64_t a_pitch = a_stride * sizeof(word), pitch = lanes * sizeof(word);
-        add ? tmul::load_sums<V>(c, pitch) : tmul::zero<V>();
+        add ? tmul::load_sums<V>(c, pitch) : tmul::zero_sums<V>();
         int w = 0;
-        for (; w + kLanes <= words; w += kLanes) tmul::add<V>(a + w, a_pitch, b + w * lanes, pitch);
-        if (w < words) tmul::add_rest<V>(a + w, a_pitch, b + w * lanes, pitch);
+        for (; w + kLanes <= words; w += kLanes) {
+            tmul::load_tile<4>(a + w, a_pitch);
+            tmul::add_products<V, 4, 5>(b + w * lanes, pitch);
+        }
+        if (w < words) {
+            tmul::load_tile<6>(a + w, a_pitch);
+            tmul::add_products<V, 6, 7>(b + w * lanes, pitch);
+        }
         tmul::store_sums<V>(c, pitch);
     }
+
+    int rows_ = 0, rest_ = 0;
 };
 template <class U>
 using Products = std::conditional_t<U::kPer == 2, MatrixProducts, VectorProducts<U>>;
@@ -233,14 +231,6 @@ using Products = std::conditional_t<U::kPer == 2, MatrixProducts, VectorProducts
 template <class U>
 using Products = VectorProducts<U>;
 #endif
-
-// `a` has rows `a_stride` words apart; `b` and `c` have rows of 16 `vectors` lanes. Each sum runs over the
-// words in order, whatever block it falls into. A Products<U> lives.
-template <class U>
-void product(const void* a, std::int64_t a_stride, int rows, const word* b, int vectors, int words, float* c,
-             bool add) {
-    Products<U>::run(static_cast<const word*>(a), a_stride, rows, b, vectors, words, c, add);
-}
 
 // Rows of a tensor that stand at `at(i)`; panels made of them hold zeros beyond `count`.
 

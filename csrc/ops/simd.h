@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "lanes.h"
 #include "sftrl/dtype.h"
@@ -13,6 +14,20 @@ namespace sftrl::SFTRL_LEVEL {
 using bf16 = std::uint16_t;  // the upper half of a float's bits
 
 inline constexpr int kLine = 64;  // bytes of a cache line
+
+// Where registers need no care. Not trivial, so that one without a use is no warning.
+struct NoScope {
+    NoScope() {}
+};
+
+// f(integral_constant n) for 1 <= n <= Most.
+template <int Most, class F>
+SFTRL_INLINE void with_constant(int n, const F& f) {
+    if constexpr (Most > 1) {
+        if (n < Most) return with_constant<Most - 1>(n, f);
+    }
+    f(std::integral_constant<int, Most>{});
+}
 
 SFTRL_INLINE float to_float(float value) { return value; }
 SFTRL_INLINE float to_float(bf16 value) {

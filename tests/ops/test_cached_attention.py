@@ -120,7 +120,7 @@ def wanted(draw: st.DrawFn) -> Sequences:
 @pytest.mark.parametrize("impl", IMPLS)
 @given(
     wanted=wanted(), page=st.sampled_from([1, 4, 16, 64]), ratio=st.sampled_from([1, 3, 8]),
-    kv_heads=st.integers(1, 3), width=st.sampled_from([8, 24, 32, 40, 64, 72, 128, 256]),
+    kv_heads=st.integers(1, 3), width=st.sampled_from([8, 24, 32, 40, 64, 72, 96, 128, 256]),
     size=st.sampled_from([1e-6, 1.0, 30.0]), seed=st.integers(0, 999),
 )  # fmt: skip
 @settings(max_examples=25, deadline=None)
@@ -223,10 +223,24 @@ def test_neighbours_change_no_bit(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_tokens_behind_a_row_change_no_bit(dtype: torch.dtype) -> None:
+@pytest.mark.usefixtures("level")
+def test_a_query_that_is_no_number_stays_alone(dtype: torch.dtype) -> None:
+    case = build(Sequences([40], [(0, 9 + i, 1) for i in range(8)]), heads=(9, 3), width=64, dtype=dtype)
+    before, q = run(case, "cpp"), case.q.clone()
+    q[3] = NAN
+    after = run(replace(case, q=q), "cpp")
+    assert after[3].isnan().all()
+    others = [0, 1, 2, 4, 5, 6, 7]
+    assert torch.equal(after[others], before[others])
+    assert torch.equal(run(case, "cpp"), before)  # nothing of it is left in a thread's memory
+
+
+@pytest.mark.parametrize("width", [8, 64])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_tokens_behind_a_row_change_no_bit(dtype: torch.dtype, width: int) -> None:
     """A context that is encoded at once, as in training, and the same one a token at a time."""
     length = 4500
-    case = build(Sequences([0], [(0, length, length)]), heads=(1, 1), width=8, dtype=dtype)
+    case = build(Sequences([0], [(0, length, length)]), heads=(1, 1), width=width, dtype=dtype)
     whole = run(case, "cpp")
     for seen in (1, 255, 4096, 4097, 4400):
         rows = replace(

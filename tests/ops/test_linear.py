@@ -114,7 +114,7 @@ def test_a_packed_weight_serves_every_level(impl: str) -> None:
 
 @pytest.mark.parametrize("impl", COMPILED)
 def test_the_number_of_threads_does_not_matter(impl: str) -> None:
-    x, weight, bias = inputs(130, 100, 500, torch.bfloat16)
+    x, weight, bias = inputs(300, 100, 500, torch.bfloat16)
     before, results = torch.get_num_threads(), []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)

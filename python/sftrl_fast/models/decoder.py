@@ -118,12 +118,12 @@ class Decoder:
         in the same order; ``keys`` and ``values`` a ``[pages, Hkv, page, Dh]`` a layer; ``wanted`` int64 ``[R]``,
         places in ``tokens``, ascending. ``shown`` tells which of them see a picture. Arguments are trusted.
         """
-        tables = self._weights.rotary(int(positions.max()) + 1)
+        rotary = self._weights.rotary(int(positions.max()) + 1)
         x = F.embedding(tokens, self._embedding)
         in_one_call = self._blind if shown is None else self._seeing
         if in_one_call is not None:
-            return in_one_call.run(x, tables, positions, slots, rows, keys, values, wanted, shown)
-        step = (tables, positions, slots, rows)
+            return in_one_call.run(x, rotary, positions, slots, rows, keys, values, wanted, shown)
+        step = (rotary, positions, slots, rows)
         layers = self._weights.layers if shown is None else self._layers
         residual, number = None, 0
         for place, layer in enumerate(layers, 1):
@@ -143,10 +143,10 @@ class Decoder:
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """What a layer adds to the residual stream, which is ``x + residual`` ahead of it; and that stream so far.
         With ``wanted`` of those tokens only."""
-        tables, positions, slots, rows = step
+        rotary, positions, slots, rows = step
         x, residual = self._rms_norm(x, layer.norm, self._eps, residual)
         q, k, v = self._project(layer, x)
-        q = self._rope_cache(q, k, v, *tables, positions, slots, keys, values)
+        q = self._rope_cache(q, k, v, *rotary, positions, slots, keys, values)
         mixed = self._attention(q, keys, values, rows, self._scale).view(len(x), -1)
         if wanted is not None:
             mixed, residual = mixed[wanted], residual[wanted]
