@@ -6,14 +6,12 @@ namespace sftrl::bind {
 
 void fingerprint(pybind11::module_& m) {
     m.def(
-        "fingerprint",
-        [](Address words, std::int64_t count, int width) {
+        "fingerprints",
+        [](Address arrays, std::int64_t count, Address results) {
             const pybind11::gil_scoped_release release;
-            std::uint64_t result = 0;
-            sftrl::fingerprint({at(words), count, width, &result});
-            return result;
+            sftrl::fingerprints({at<const Words>(arrays), count, at<std::uint64_t>(results)});
         },
-        "The number of `count` integers of `width` bytes; see FingerprintArgs.");
+        "arrays: Words as rows of 3 integers. results: one of 64 bits each.");
 }
 
 }  // namespace sftrl::bind

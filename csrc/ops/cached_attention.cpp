@@ -15,7 +15,7 @@ namespace {
 using namespace cached;
 
 constexpr int kSecondCache = 2;              // of __builtin_prefetch
-constexpr std::int64_t kPartsPerThread = 2;  // of the tasks: what follows is known within a part
+constexpr std::int64_t kPartsPerThread = 2;  // at least, of the tasks: what follows is known within a part
 constexpr std::int64_t kMostInPart = 8;      // tasks, for those of one long sequence lie side by side
 // At each place where some are asked for. 2 are too few to have them in time, and all at once cost as much as
 // none.
@@ -43,9 +43,9 @@ class Attention {
     using QueryUnit = typename P::Unit;
 
   public:
-    explicit Attention(const Plan& plan)
+    Attention(const Plan& plan, const CachedAttentionArgs& args)
         : p_(plan),
-          a_(plan.a),
+          a_(args),
           width_(static_cast<int>(a_.width)),
           units_((width_ + P::kElements - 1) / P::kElements),
           factor_(a_.scale * 1.44269504f) {}  // log2(e): weights are powers of 2
@@ -106,11 +106,11 @@ class Attention {
     }
 
   private:
-    // A thread's memory, sized for kRows rows, and the block of tokens in hand.
+    // A thread's memory, sized for kTaskRows rows, and the block of tokens in hand.
     struct Desk {
         float *scores, *packed;
         float* turned;       // [kBlockTokens / kTokens, stride] if the tiles want it
-        QueryUnit* queries;  // [kRows, units_], and a tile's rows more
+        QueryUnit* queries;  // [kTaskRows, units_], and a tile's rows more
         T* zeros;            // [width_], in the place of tokens that are not there
         Rows rows, part;
         const T* keys[kBlockTokens];
@@ -118,12 +118,12 @@ class Attention {
     };
 
     Desk sit() const {
-        const std::size_t scores = kRows * kBlockTokens,
+        const std::size_t scores = kTaskRows * kBlockTokens,
                           units = static_cast<std::size_t>(round_up(units_, kLanes));
-        const std::size_t packed = units * kChunkTokens, queries = (kRows + Tiles::kRows) * units;
+        const std::size_t packed = units * kChunkTokens, queries = (kTaskRows + Tiles::kRows) * units;
         const std::size_t zeros = p_.stride;
         const std::size_t turned = Tiles::kTurned ? kBlockTokens / P::kTokens * zeros : 0;
-        const std::size_t rows = Rows::floats(kRows, p_.stride);
+        const std::size_t rows = Rows::floats(kTaskRows, p_.stride);
         float* free = desk_memory.floats(scores + packed + turned + queries + zeros + 2 * rows);
         const auto take = [&free](std::size_t floats) { return (free += floats) - floats; };
         Desk desk;
@@ -132,8 +132,8 @@ class Attention {
         desk.turned = take(turned);
         desk.queries = reinterpret_cast<QueryUnit*>(take(queries));
         desk.zeros = reinterpret_cast<T*>(take(zeros));
-        desk.rows = Rows::at(take(rows), kRows, p_.stride);
-        desk.part = Rows::at(take(rows), kRows, p_.stride);
+        desk.rows = Rows::at(take(rows), kTaskRows, p_.stride);
+        desk.part = Rows::at(take(rows), kTaskRows, p_.stride);
         std::fill(desk.zeros, desk.zeros + width_, T{});
         return desk;
     }
@@ -157,7 +157,9 @@ class Attention {
                 for (int u = 0; u < units_; u += kLanes) {
                     const int count = std::min(kLanes, units_ - u);
                     const f32x16 units = P::units(from + u * P::kElements, count, width_ - u * P::kElements);
-                    std::memcpy(to + u, &units, count * sizeof *to);
+                    // Whole vectors, for the next row comes over what is too much and the last has room
+                    // behind it.
+                    std::memcpy(to + u, &units, sizeof units);
                 }
             }
         }
@@ -350,20 +352,27 @@ class Attention {
     float factor_;
 };
 
+// body(begin, end) over even parts of [0, count), as many for each thread.
+template <class Body>
+void in_parts(std::int64_t count, const Body& body) {
+    const std::int64_t threads = max_threads(), most = kMostInPart * threads;
+    const std::int64_t parts =
+        std::min(count, std::max(kPartsPerThread, (count + most - 1) / most) * threads);
+    parallel_for(parts, 1, [&](std::int64_t part, std::int64_t) {
+        body(part * count / parts, (part + 1) * count / parts);
+    });
+}
+
 template <class T, class Tiles>
-void run(const Plan& plan) {
-    const Attention<T, Tiles> attention(plan);
-    const auto part = [](std::int64_t count) {
-        return std::min(kMostInPart, count / (kPartsPerThread * max_threads()));
-    };
+void run(const Plan& plan, const CachedAttentionArgs& args) {
+    const Attention<T, Tiles> attention(plan, args);
     if (plan.slots.empty()) {
-        return parallel_for(plan.tasks(), part(plan.tasks()),
-                            [&](std::int64_t begin, std::int64_t end) { attention.whole(begin, end); });
+        return in_parts(plan.tasks(),
+                        [&](std::int64_t begin, std::int64_t end) { attention.whole(begin, end); });
     }
     float* const slots = slot_memory.floats(plan.slot_floats);
-    const auto count = static_cast<std::int64_t>(plan.slots.size());
-    parallel_for(count, part(count),
-                 [&](std::int64_t begin, std::int64_t end) { attention.apart(begin, end, slots); });
+    in_parts(static_cast<std::int64_t>(plan.slots.size()),
+             [&](std::int64_t begin, std::int64_t end) { attention.apart(begin, end, slots); });
     parallel_for(plan.tasks(), 1, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t task = begin; task < end; ++task) attention.join(task, slots);
     });
@@ -371,13 +380,14 @@ void run(const Plan& plan) {
 
 }  // namespace
 
-void cached_attention(const CachedAttentionArgs& args) noexcept {
-    const Plan plan(args);
-    if (args.dtype == DType::kFloat32) return run<float, VectorTiles<Arithmetic<float>>>(plan);
+void cached::attend(const Plan& plan, const CachedAttentionArgs& args) noexcept {
+    if (args.dtype == DType::kFloat32) return run<float, VectorTiles<Arithmetic<float>>>(plan, args);
 #if defined(__AMX_BF16__)
-    if (MatrixTiles::covers(static_cast<int>(args.width))) return run<bf16, MatrixTiles>(plan);
+    if (MatrixTiles::covers(static_cast<int>(args.width))) return run<bf16, MatrixTiles>(plan, args);
 #endif
-    run<bf16, VectorTiles<Arithmetic<bf16>>>(plan);
+    run<bf16, VectorTiles<Arithmetic<bf16>>>(plan, args);
 }
+
+void cached_attention(const CachedAttentionArgs& args) noexcept { cached::attend(Plan(args), args); }
 
 }  // namespace sftrl::SFTRL_LEVEL

@@ -17,7 +17,7 @@
 
 namespace sftrl::SFTRL_LEVEL::cached {
 
-inline constexpr int kRows = 96;  // of a task, at most: they and their scores stay in the second cache
+inline constexpr int kTaskRows = 96;  // of a task, at most: they and their scores stay in the second cache
 inline constexpr std::int64_t kSpanTokens = kBlockTokens;
 inline constexpr int kTasksPerThread = 4;  // of even size: with fewer, threads idle at the end
 inline constexpr int kRowsToTurn = 3;      // a block's keys are turned in the time that this many rows take
@@ -53,7 +53,7 @@ class Plan {
   public:
     explicit Plan(const CachedAttentionArgs& args)
         : a(args), ratio(static_cast<int>(a.query_heads / a.kv_heads)) {
-        pieces = (ratio + kRows - 1) / kRows;
+        pieces = (ratio + kTaskRows - 1) / kTaskRows;
         heads = (ratio + pieces - 1) / pieces;
         stride = round_up(static_cast<int>(a.width), 2 * kLanes);
         cut();
@@ -103,7 +103,7 @@ class Plan {
 
   private:
     void cut() {
-        const std::int64_t most = std::max(1, kRows / heads);
+        const std::int64_t most = std::max(1, kTaskRows / heads);
         bool open = false;  // the last unit may take further sequences
         for (std::int64_t s = 0; s < a.sequences; ++s) {
             const std::int64_t begin = a.query_offsets[s], end = a.query_offsets[s + 1];
@@ -144,5 +144,8 @@ class Plan {
         if (slot_floats > kMostSlotFloats) slots.clear();
     }
 };
+
+// cached_attention of args that differ from the plan's, which must live, in queries, caches and out at most.
+void attend(const Plan& plan, const CachedAttentionArgs& args) noexcept;
 
 }  // namespace sftrl::SFTRL_LEVEL::cached

@@ -1,7 +1,9 @@
 #include "sftrl/ops/decoder_layers.h"
 
 #include <cstring>
+#include <optional>
 
+#include "cached_attention_plan.h"
 #include "sftrl/ops/linear.h"
 #include "sftrl/ops/rms_norm.h"
 #include "sftrl/ops/rope_cache.h"
@@ -38,7 +40,9 @@ class Pass {
           type(args.attention.dtype),
           size(type == DType::kFloat32 ? 4 : 2),
           query_width(args.attention.query_heads * args.attention.width),
-          kv_width(args.attention.kv_heads * args.attention.width) {
+          kv_width(args.attention.kv_heads * args.attention.width),
+          plan(args.attention) {
+        if (a.shown) shown_plan.emplace(a.shown->attention);
         std::byte* next = a.scratch;
         const auto take = [&](std::int64_t width) {
             std::byte* const begin = next;
@@ -126,7 +130,7 @@ class Pass {
         attention.k_cache = layer.k_cache;
         attention.v_cache = layer.v_cache;
         attention.out = mixed;
-        SFTRL_LEVEL::cached_attention(attention);  // qualified: its argument brings in the outer one
+        cached::attend(plan, attention);
     }
 
     // Queries of the tokens that see a picture, over its keys and values; zeros for the others.
@@ -145,7 +149,7 @@ class Pass {
         if (shown.tokens == nullptr) {
             attention.q = q;
             attention.out = mixed;
-            return SFTRL_LEVEL::cached_attention(attention);
+            return cached::attend(*shown_plan, attention);
         }
         const auto place = [&](std::byte* base, std::int64_t i) {
             return base + static_cast<std::size_t>(shown.tokens[i]) * row;
@@ -153,7 +157,7 @@ class Pass {
         for (std::int64_t i = 0; i < shown.looking; ++i) std::memcpy(picked + i * row, place(q, i), row);
         attention.q = picked;
         attention.out = qkv;
-        SFTRL_LEVEL::cached_attention(attention);
+        cached::attend(*shown_plan, attention);
         std::memset(mixed, 0, a.tokens * row);
         for (std::int64_t i = 0; i < shown.looking; ++i) std::memcpy(place(mixed, i), qkv + i * row, row);
     }
@@ -192,6 +196,8 @@ class Pass {
     const DecoderLayersArgs& a;
     DType type;
     std::int64_t size, query_width, kv_width;
+    const cached::Plan plan;  // of all layers
+    std::optional<cached::Plan> shown_plan;
     std::byte *normed, *sum[2], *x, *qkv, *q, *mixed, *gate_up, *active, *picked, *picked_sum;
     bool turn = false;
 };

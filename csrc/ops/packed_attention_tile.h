@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <type_traits>
-#include <utility>
 
 #include "amx.h"
 #include "simd.h"
@@ -106,8 +105,9 @@ SFTRL_INLINE f32x16 exp2(f32x16 x) {
 }
 
 template <class U, int R, int N>
-void block_product(const void* a, std::int64_t a_stride, const word* b, std::int64_t b_stride, int words,
-                   float* c, std::int64_t c_stride, bool add) {
+__attribute__((noinline)) void block_product(const void* a, std::int64_t a_stride, const word* b,
+                                             std::int64_t b_stride, int words, float* c,
+                                             std::int64_t c_stride, bool add) {
     f32x16 sum[R][N];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -137,15 +137,6 @@ void block_product(const void* a, std::int64_t a_stride, const word* b, std::int
     }
 }
 
-using Block = void (*)(const void*, std::int64_t, const word*, std::int64_t, int, float*, std::int64_t, bool);
-
-template <class U, int... I>
-SFTRL_INLINE Block block_of(int rows, int vectors, std::integer_sequence<int, I...>) {
-    static constexpr Block kBlocks[] = {
-        &block_product<U, I / kProductVectors + 1, I % kProductVectors + 1>...};
-    return kBlocks[(rows - 1) * kProductVectors + vectors - 1];
-}
-
 // A product's A has rows `a_stride` words apart; B and C have rows of 16 `vectors` lanes. An element's words
 // are summed in an order that is that of every block.
 template <class U>
@@ -154,13 +145,14 @@ struct VectorProducts {
                     float* c, bool add) {
         const std::int64_t lanes = vectors * kLanes;
         for (int n = 0; n < vectors; n += kProductVectors) {
-            const int n_count = vectors - n < kProductVectors ? vectors - n : kProductVectors;
             for (int r = 0; r < rows; r += kProductRows) {
-                const int r_count = rows - r < kProductRows ? rows - r : kProductRows;
-                const Block block = block_of<U>(
-                    r_count, n_count, std::make_integer_sequence<int, kProductRows * kProductVectors>{});
-                block(static_cast<const word*>(a) + r * a_stride, a_stride, b + n * kLanes, lanes, words,
-                      c + r * lanes + n * kLanes, lanes, add);
+                with_constant<kProductRows>(rows - r, [&](auto R) {
+                    with_constant<kProductVectors>(vectors - n, [&](auto V) {
+                        block_product<U, R, V>(static_cast<const word*>(a) + r * a_stride, a_stride,
+                                               b + n * kLanes, lanes, words, c + r * lanes + n * kLanes,
+                                               lanes, add);
+                    });
+                });
             }
         }
     }

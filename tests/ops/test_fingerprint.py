@@ -1,4 +1,4 @@
-"""The number that tells whether weights were written to: every implementation against plain integers."""
+"""The numbers that tell whether weights were written to: every implementation against plain integers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from torch import Tensor
 from sftrl_fast import _C
 from sftrl_fast.core import UserError
 from sftrl_fast.ops.dispatch import availability
-from sftrl_fast.ops.fingerprint import FACTOR, fingerprint
+from sftrl_fast.ops.fingerprint import FACTOR, fingerprints
 
-IMPLS = [row.impl for row in availability("fingerprint") if row.available]
+IMPLS = [row.impl for row in availability("fingerprints") if row.available]
 TYPES = (torch.int8, torch.bfloat16, torch.float32, torch.float64)
+
+
+def fingerprint(x: Tensor, *, impl: str | None = None) -> int:
+    (number,) = fingerprints([x], impl=impl)
+    return number
 
 
 def exact(x: Tensor) -> int:
@@ -41,6 +46,17 @@ def test_every_level_and_any_split_into_chunks_give_the_same(level: str) -> None
     for dtype in TYPES:
         wide = (x * 50).to(dtype)
         assert fingerprint(wide, impl="cpp") == fingerprint(wide, impl="torch")
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_each_tensor_has_its_own_number_whatever_stands_beside_it(impl: str) -> None:
+    many = [
+        (torch.randn(size, generator=torch.Generator().manual_seed(size)) * 50).to(dtype)
+        for size in (1, 0, 400_003, 7, 131_072, 0, 262_150, 30)
+        for dtype in TYPES
+    ]
+    assert fingerprints(many, impl=impl) == [fingerprint(x, impl=impl) for x in many]
+    assert fingerprints([], impl=impl) == []
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -87,3 +103,5 @@ def test_layout_does_not_matter_and_nothing_is_zero() -> None:
     assert fingerprint(x[:0]) == 0
     with pytest.raises(UserError, match="complex64"):
         fingerprint(torch.zeros(3, dtype=torch.complex64))
+    with pytest.raises(UserError, match="cpu, meta; needed: one device"):
+        fingerprints([x, x.to("meta")])

@@ -83,9 +83,9 @@ def why_not(layer: nn.Module) -> str:
     return ""
 
 
-def own_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters that are the model's and not an adapter's."""
-    return [parameter for name, parameter in model.named_parameters() if ".lora_" not in name]
+def is_adapter(name: str) -> bool:
+    """Whether a module or parameter of this name in a model is an adapter's and not the model's own."""
+    return ".lora_" in name
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -99,7 +99,7 @@ def merged(model: PreTrainedModel) -> dict[str, Tensor]:
     state = {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in model.state_dict().items()
-        if ".lora_" not in name
+        if not is_adapter(name)
     }
     return state | {f"{name}.weight": weight(module) for name, module in adapted.items()}
 

@@ -15,7 +15,6 @@ from transformers import (
 )
 
 from sftrl_fast.models import adapters
-from sftrl_fast.models.adapters import own_parameters
 
 SEEING = (MllamaForConditionalGeneration,)
 """Those with layers that attend to pictures."""
@@ -58,17 +57,30 @@ def _reasons(config: Any, model: Any) -> Iterator[str]:
         yield "only a part of each head is rotated"
     if config.hidden_act != "silu":
         yield f"its activation is {config.hidden_act!r}"
-    yield from _odd_modules(model)
-    kinds = {(p.dtype, p.device) for p in own_parameters(model)}
+    modules = list(_modules(model))
+    yield from _odd_modules(modules)
+    weights = [(name, p) for name, module in modules for p in module._parameters.values() if p is not None]
+    kinds = {(p.dtype, p.device) for name, p in weights if not adapters.is_adapter(name)}
     if len(kinds) > 1:
         yield f"its weights are of several types or devices: {', '.join(sorted(map(str, kinds)))}"
-    if any(p.device.type == "meta" for p in model.parameters()):
+    if any(p.device.type == "meta" for _, p in weights):
         yield "its weights are not on this machine"
 
 
-def _odd_modules(model: Any) -> Iterator[str]:
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """As ``named_modules``, but for the order and that a module which stands in two places comes twice. It takes a
+    fifth of the time, and this is asked ahead of every batch of requests."""
+    waiting = [("", model)]
+    while waiting:
+        name, module = waiting.pop()
+        yield name, module
+        inside = f"{name}." if name else ""
+        waiting += [(inside + part, child) for part, child in module._modules.items() if child is not None]
+
+
+def _odd_modules(modules: list[tuple[str, nn.Module]]) -> Iterator[str]:
     """Layers that were exchanged, as quantisers do, or that something was hooked onto."""
-    for name, module in model.named_modules():
+    for name, module in modules:
         plain = nn.Embedding if name.endswith("embed_tokens") else nn.Linear
         if name.endswith(("lm_head", "embed_tokens")) and type(module) is not plain:
             yield f"{name} is a {type(module).__name__}"

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from sftrl_fast.ops.fingerprint import fingerprint
+from sftrl_fast.ops.fingerprint import fingerprints
 
 _optimizer_steps = 0
 _counter: Callable[[torch.Tensor], int] = attrgetter("_version")
@@ -62,5 +62,4 @@ class WeightsWatch:
         return places, list(map(_counter, self._parameters)), _optimizer_steps
 
     def _values(self) -> list[int]:
-        with torch.no_grad():
-            return [fingerprint(parameter) for parameter in self._parameters]
+        return fingerprints(self._parameters)

@@ -162,9 +162,9 @@ OPS: dict[str, dict[str, Implementation]] = {
         "cpp": _cpp("image_tiles:image_tiles_cpp", (torch.uint8,)),
         "torch": _torch("image_tiles:image_tiles_torch"),
     },
-    "fingerprint": {
-        "cpp": _cpp("fingerprint:fingerprint_cpp", ()),
-        "torch": _torch("fingerprint:fingerprint_torch"),
+    "fingerprints": {
+        "cpp": _cpp("fingerprint:fingerprints_cpp", ()),
+        "torch": _torch("fingerprint:fingerprints_torch"),
     },
 }
 

@@ -1,6 +1,8 @@
-"""A number that tells a tensor's values from others: to notice that weights were written to."""
+"""Numbers that tell tensors' values from others: to notice that weights were written to."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,32 +14,45 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
 FACTOR = 0x9E3779B97F4A7C15
 """The golden ratio in 64 bits: the multiples of an odd number near it are spread evenly."""
 
+Words = tuple[Tensor, int]
+"""A contiguous tensor, and the bytes of an integer that it is read in: 1, 2 or 4."""
 
-def fingerprint(x: Tensor, *, impl: str | None = None) -> int:
-    """``sum_i word_i * ((i * FACTOR) | 1)`` modulo 2^64, of the values' bits in order, taken as signed integers of 32
-    bits, or where they do not come out even, of one element each.
+
+def fingerprints(tensors: Sequence[Tensor], *, impl: str | None = None) -> list[int]:
+    """Of each ``sum_i word_i * ((i * FACTOR) | 1)`` modulo 2^64, of the values' bits in order, taken as signed integers
+    of 32 bits, or where they do not come out even, of one element each.
 
     Multilinear hashing with fixed multipliers: a change of one word always changes it, changes that are not made
     against it go unseen with a chance of about 2^-32. Words of 64 bits would not do: an even number of flips of their
     highest bits, every fourth bfloat16's sign, cancels. All implementations agree.
-    Raises :class:`UserError` for elements other than 1, 2, 4 or 8 bytes.
+    Raises :class:`UserError` for elements other than 1, 2, 4 or 8 bytes, and for tensors on several devices.
     """
-    if x.element_size() not in (1, 2, 4, 8) or x.dtype.is_complex:
-        raise UserError(f"x is {x.dtype}; needed: real elements of 1, 2, 4 or 8 bytes")
-    if not x.numel():
-        return 0
-    flat = x.detach().contiguous().view(-1)
-    if all(part * flat.element_size() % 4 == 0 for part in (len(flat), flat.storage_offset())):
-        flat = flat.view(torch.int32)
-    return int(resolve("fingerprint", impl, flat)(flat)) % 2**64
+    if not tensors:
+        return []
+    if len(devices := {x.device for x in tensors}) > 1:
+        raise UserError(f"tensors are on {', '.join(sorted(map(str, devices)))}; needed: one device")
+    return list(resolve("fingerprints", impl, tensors[0])([_words(x) for x in tensors]))
 
 
-def fingerprint_torch(x: Tensor) -> int:
-    """The plain torch implementation, for contiguous ``x`` ``[N]``; a million elements at a time."""
-    words = x.view(_INTEGERS[x.element_size()])
+def _words(x: Tensor) -> Words:
+    size = x.element_size()
+    if size not in (1, 2, 4, 8) or x.is_complex():
+        raise UserError(f"a tensor is {x.dtype}; needed: real elements of 1, 2, 4 or 8 bytes")
+    x = x.detach().contiguous()
+    even = x.numel() * size % 4 == 0 and x.storage_offset() * size % 4 == 0
+    return x, 4 if even else size
+
+
+def fingerprints_torch(arrays: Sequence[Words]) -> list[int]:
+    """The plain torch implementation."""
+    return [_sum(x.view(-1).view(_INTEGERS[width])) for x, width in arrays]
+
+
+def _sum(words: Tensor) -> int:
+    """A million elements at a time."""
     factor, total = FACTOR - 2**64, 0
     for start in range(0, len(words), 1 << 20):
         part = words[start : start + (1 << 20)]
-        index = torch.arange(start, start + len(part), device=x.device)
+        index = torch.arange(start, start + len(part), device=words.device)
         total += int((part.long() * ((index * factor) | 1)).sum())
-    return total
+    return total % 2**64

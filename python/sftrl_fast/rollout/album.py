@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sftrl_fast.core import Image
+from sftrl_fast.models.packed_linears import PackedLinears
 from sftrl_fast.models.vision import CrossVision
 from sftrl_fast.ops.attention import CacheRows, Shown
 from sftrl_fast.rollout.kv_cache import PAGE_SIZE, pages_for
@@ -108,6 +109,7 @@ class Album:
         self._of_image: WeakValueDictionary[int, Picture] = WeakValueDictionary()
         self._of_number: WeakValueDictionary[int, Picture] = WeakValueDictionary()
         self._shelf = Shelf(vision.picture_tokens)
+        self._linears = PackedLinears()
 
     def __len__(self) -> int:
         return len(self._of_number)
@@ -154,9 +156,11 @@ class Album:
     @torch.no_grad()
     def _look(self, pictures: Sequence[Picture], version: int) -> None:
         began, fresh, shelf = time.perf_counter(), list(dict.fromkeys(pictures)), self._shelf
+        self._linears.version = version
         for start in range(0, len(fresh), AT_ONCE):
             part = fresh[start : start + AT_ONCE]
-            found = self._vision.cells(self._model, [picture.image for picture in part])
+            with self._linears:
+                found = self._vision.cells(self._model, [picture.image for picture in part])
             for picture, cells in zip(part, found, strict=True):
                 shelf.prepare(cells.layers)
                 if picture.slot < 0:

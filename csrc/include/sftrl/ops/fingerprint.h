@@ -1,4 +1,4 @@
-// A number that tells an array's values from others.
+// Numbers that tell arrays' values from others.
 #pragma once
 
 #include <cstdint>
@@ -7,12 +7,17 @@
 
 namespace sftrl {
 
-struct FingerprintArgs {
+struct Words {
     const void* words;  // [count] signed integers
     std::int64_t count;
-    int width;              // bytes of a word: 1, 2 or 4
-    std::uint64_t* result;  // sum of word i times ((i * 0x9E3779B97F4A7C15) | 1), modulo 2^64
+    std::int64_t width;  // bytes of a word: 1, 2 or 4
 };
-SFTRL_KERNEL(fingerprint, FingerprintArgs)
+
+struct FingerprintsArgs {
+    const Words* arrays;     // [count]
+    std::int64_t count;      // of arrays
+    std::uint64_t* results;  // [count], sum of word i times ((i * 0x9E3779B97F4A7C15) | 1), modulo 2^64
+};
+SFTRL_KERNEL(fingerprints, FingerprintsArgs)
 
 }  // namespace sftrl
