@@ -157,8 +157,8 @@ class Attention {
                 for (int u = 0; u < units_; u += kLanes) {
                     const int count = std::min(kLanes, units_ - u);
                     const f32x16 units = P::units(from + u * P::kElements, count, width_ - u * P::kElements);
-                    // Whole vectors, for the next row comes over what is too much and the last has room
-                    // behind it.
+                    // Whole vectors: the next row comes over what is too much, and the last has a tile's
+                    // rows behind it.
                     std::memcpy(to + u, &units, sizeof units);
                 }
             }
@@ -352,7 +352,7 @@ class Attention {
     float factor_;
 };
 
-// body(begin, end) over even parts of [0, count), as many for each thread.
+// body(begin, end) over even parts of [0, count), if it is large enough a multiple of the threads.
 template <class Body>
 void in_parts(std::int64_t count, const Body& body) {
     const std::int64_t threads = max_threads(), most = kMostInPart * threads;

@@ -145,7 +145,7 @@ class Plan {
     }
 };
 
-// cached_attention of args that differ from the plan's, which must live, in queries, caches and out at most.
+// cached_attention of args that are those of the plan, which still live, but for q, caches, out and lse.
 void attend(const Plan& plan, const CachedAttentionArgs& args) noexcept;
 
 }  // namespace sftrl::SFTRL_LEVEL::cached

@@ -196,8 +196,8 @@ class Pass {
     const DecoderLayersArgs& a;
     DType type;
     std::int64_t size, query_width, kv_width;
-    const cached::Plan plan;  // of all layers
-    std::optional<cached::Plan> shown_plan;
+    const cached::Plan plan;                 // of all layers that attend to tokens
+    std::optional<cached::Plan> shown_plan;  // of those that attend to pictures
     std::byte *normed, *sum[2], *x, *qkv, *q, *mixed, *gate_up, *active, *picked, *picked_sum;
     bool turn = false;
 };

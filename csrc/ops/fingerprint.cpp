@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "sftrl/parallel.h"
+#include "simd.h"
 
 namespace sftrl::SFTRL_LEVEL {
 namespace {
@@ -45,7 +46,7 @@ std::uint64_t sum_of(const std::int32_t* words, std::int64_t begin, std::int64_t
     typedef std::int32_t words_of __attribute__((vector_size(4 * lanes)));
     typedef std::int64_t wide __attribute__((vector_size(8 * lanes)));
     typedef std::uint64_t vec __attribute__((vector_size(8 * lanes)));
-    constexpr int vectors = 4, step = lanes * vectors;
+    constexpr int vectors = 4, step = lanes * vectors, vectors_a_line = kLine / (4 * lanes);
     vec sums[vectors] = {}, factors[vectors];
     for (int v = 0; v < vectors; ++v) {
         for (int lane = 0; lane < lanes; ++lane) factors[v][lane] = factor_of(begin + v * lanes + lane);
@@ -55,7 +56,9 @@ std::uint64_t sum_of(const std::int32_t* words, std::int64_t begin, std::int64_t
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) {
             words_of word;
-            if constexpr (kWordsAhead > 0) __builtin_prefetch(words + i + v * lanes + kWordsAhead);
+            if (kWordsAhead > 0 && v % vectors_a_line == 0) {
+                __builtin_prefetch(words + i + v * lanes + kWordsAhead);
+            }
             std::memcpy(&word, words + i + v * lanes, sizeof word);
             sums[v] += (vec) __builtin_convertvector(word, wide) * (factors[v] | 1);
             factors[v] += factor_of(step);

@@ -82,12 +82,33 @@ def test_copies_go_with_their_parameters(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @torch.no_grad()
+def test_a_weight_has_the_bias_that_it_comes_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFTRL_IMPL", "cpp")
+    weight, x, linears = nn.Parameter(torch.randn(5, 8)), torch.randn(3, 8), PackedLinears()
+    first, second = nn.Parameter(torch.randn(5)), nn.Parameter(torch.randn(5))
+    for bias in (first, None, second, first.detach(), first * 2, None, first):
+        with linears:
+            found = F.linear(x, weight, bias)
+        torch.testing.assert_close(found, F.linear(x, weight, bias))
+
+
+@torch.no_grad()
+def test_parameters_that_are_no_matrix_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFTRL_IMPL", "cpp")
+    linears, x = PackedLinears(), torch.randn(3, 8)
+    with linears:
+        for shape in ((8,), (0, 8)):
+            assert F.linear(x, nn.Parameter(torch.ones(shape))).shape == (3, *shape[:-1])
+    assert len(linears) == 0
+
+
+@torch.no_grad()
 def test_a_parameter_of_another_shape_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFTRL_IMPL", "cpp")
-    layer, linears = nn.Linear(8, 5), PackedLinears()
+    layer, linears = nn.Linear(8, 5, bias=False), PackedLinears()
     with linears:
         layer(torch.randn(3, 8))
         layer.weight.data = torch.randn(6, 8)
         linears.version += 1
         with pytest.raises(UserError, match=r"weight is torch.float32 \[6, 8\]"):
-            F.linear(torch.randn(3, 8), layer.weight)
+            layer(torch.randn(3, 8))

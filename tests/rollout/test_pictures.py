@@ -274,13 +274,26 @@ def test_a_picture_goes_when_nobody_shows_it(four: LanguageModel) -> None:
     assert engine.cache.free == engine.cache.pages
 
 
-def test_new_weights_look_at_the_picture_again(four: LanguageModel) -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "model.vision_model.patch_embedding",
+        "model.vision_model.transformer.layers.0.mlp.fc1",
+        "model.vision_model.global_transformer.layers.0.self_attn.v_proj",
+        "model.multi_modal_projector",
+        "cross_attn.k_proj",
+        "cross_attn.v_proj",
+    ],
+)
+def test_new_weights_look_at_the_picture_again(four: LanguageModel, changed: str) -> None:
     language = replace(four, model=copy.deepcopy(four.model))
     engine, asked = native(language), request(four, "Cards?", picture(56, 56, 1))
     session = Request(asked.context, asked.key, "a", asked.images)
     (before,) = engine.generate([session], GREEDY)
-    with torch.no_grad():
-        language.model.model.vision_model.patch_embedding.weight.mul_(-3)
+    modules = [module for name, module in language.model.named_modules() if name.endswith(changed)]
+    assert modules
+    for module in modules:
+        module.weight.data.mul_(-3)
     (after,) = engine.generate([session], GREEDY)
     assert engine.counters.pictures == 2
     assert after.token_ids == greedy(language, asked)

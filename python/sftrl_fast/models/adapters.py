@@ -84,7 +84,7 @@ def why_not(layer: nn.Module) -> str:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a module or parameter of this name in a model is an adapter's and not the model's own."""
+    """Whether a parameter of this name in a model is an adapter's and not the model's own."""
     return ".lora_" in name
 
 
@@ -109,7 +109,7 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     state = {
         f"base_model.model.{name.replace(f'.{NAME}.', '.')}": tensor.contiguous()
         for name, tensor in model.state_dict().items()
-        if ".lora_" in name
+        if is_adapter(name)
     }
     cast(Any, model).peft_config[NAME].save_pretrained(folder)
     save_file(state, folder / "adapter_model.safetensors")

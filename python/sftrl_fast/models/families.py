@@ -59,7 +59,12 @@ def _reasons(config: Any, model: Any) -> Iterator[str]:
         yield f"its activation is {config.hidden_act!r}"
     modules = list(_modules(model))
     yield from _odd_modules(modules)
-    weights = [(name, p) for name, module in modules for p in module._parameters.values() if p is not None]
+    weights = [
+        (f"{name}.{own}", p)
+        for name, module in modules
+        for own, p in module._parameters.items()
+        if p is not None
+    ]
     kinds = {(p.dtype, p.device) for name, p in weights if not adapters.is_adapter(name)}
     if len(kinds) > 1:
         yield f"its weights are of several types or devices: {', '.join(sorted(map(str, kinds)))}"

@@ -25,13 +25,14 @@ def fingerprints(tensors: Sequence[Tensor], *, impl: str | None = None) -> list[
     Multilinear hashing with fixed multipliers: a change of one word always changes it, changes that are not made
     against it go unseen with a chance of about 2^-32. Words of 64 bits would not do: an even number of flips of their
     highest bits, every fourth bfloat16's sign, cancels. All implementations agree.
-    Raises :class:`UserError` for elements other than 1, 2, 4 or 8 bytes, and for tensors on several devices.
+    Raises :class:`UserError` for elements other than 1, 2, 4 or 8 bytes.
     """
-    if not tensors:
-        return []
-    if len(devices := {x.device for x in tensors}) > 1:
-        raise UserError(f"tensors are on {', '.join(sorted(map(str, devices)))}; needed: one device")
-    return list(resolve("fingerprints", impl, tensors[0])([_words(x) for x in tensors]))
+    found: dict[int, int] = {}
+    for device in {x.device for x in tensors}:
+        places = [i for i, x in enumerate(tensors) if x.device == device]
+        run = resolve("fingerprints", impl, tensors[places[0]])
+        found |= zip(places, run([_words(tensors[i]) for i in places]), strict=True)
+    return [found[i] for i in range(len(tensors))]
 
 
 def _words(x: Tensor) -> Words:
