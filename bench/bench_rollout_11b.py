@@ -1,9 +1,9 @@
 """Rollouts of Llama-3.2-11B-Vision: the exact configuration, on random weights, through the real engine.
 
-On a GPU the whole model answers. Without one, models of one and two real layers of a kind run through the same engine:
-a layer's time is the difference, and what 32 self-attention layers, 8 cross-attention layers and the head would take is
-added up. The vision tower and training are timed a layer at a time, by transformers' modules. Rows say which of the
-figures is measured and which is added; beside them stands what an H100 cannot go below.
+On a GPU the whole model answers. Without one, models of one and two real layers of a kind run through the same engine,
+a step of each in turn: a layer's time is the difference, and what 32 self-attention layers, 8 cross-attention layers
+and the head would take is added up. The vision tower and training are timed a layer at a time, by transformers'
+modules. Rows say which of the figures is measured and which is added; beside them stands what an H100 cannot go below.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -32,7 +32,7 @@ from sftrl_fast.rollout.request import Request, RequestKey, SamplingParams
 SEQUENCES, GROUP, PROMPT_TOKENS, NEW_TOKENS = 64, 8, 100, 64
 TRAINED_TOKENS = 512
 """Of a layer's forward and backward."""
-STEPS = 5
+STEPS = 12
 THREADS = 2
 H100_BYTES, H100_OPERATIONS = 3.35e12, 989e12
 """A second, SXM5: memory, and dense bf16 products (NVIDIA's data sheet)."""
@@ -122,18 +122,21 @@ class Run:
     picture: float
 
 
-def answer(engine: NativeEngine, config: MllamaConfig, turn: int, new_tokens: int) -> Run:
+def decode_steps(engine: NativeEngine, config: MllamaConfig, turn: int, new_tokens: int) -> Iterator[float]:
+    """Seconds of each step that only decodes, as it is taken."""
+    left = len(engine.submit(requests(config, turn), SamplingParams(new_tokens)))
+    while left:
+        prefilled, start = engine.counters.prefill_tokens, time.perf_counter()
+        left -= len(engine.step())
+        if engine.counters.prefill_tokens == prefilled:
+            yield time.perf_counter() - start
+
+
+def answer(engine: NativeEngine, config: MllamaConfig, turn: int) -> Run:
     counters = engine.counters
     pictures, seconds = counters.pictures, counters.picture_seconds
-    asked = requests(config, turn)
     began = time.perf_counter()
-    tickets = engine.submit(asked, SamplingParams(new_tokens))
-    steps, left = [], len(tickets)
-    while left:
-        prefilled, start = counters.prefill_tokens, time.perf_counter()
-        left -= len(engine.step())
-        if counters.prefill_tokens == prefilled:
-            steps.append(time.perf_counter() - start)
+    steps = list(decode_steps(engine, config, turn, NEW_TOKENS))
     picture = (counters.picture_seconds - seconds) / max(1, counters.pictures - pictures)
     return Run(time.perf_counter() - began, median(steps), picture)
 
@@ -171,8 +174,8 @@ def sizes(bench: Bench, case: str, config: MllamaConfig) -> None:
 def whole(bench: Bench, case: str, config: MllamaConfig, device: torch.device) -> None:
     """The whole model, measured."""
     engine = engine_of(config, device)
-    answer(engine, config, 0, NEW_TOKENS)
-    runs = [answer(engine, config, turn, NEW_TOKENS) for turn in range(1, 4)]
+    answer(engine, config, 0)
+    runs = [answer(engine, config, turn) for turn in range(1, 4)]
     seconds = median(run.whole for run in runs)
     bench.value(case, "measured", "tokens_per_s", SEQUENCES * NEW_TOKENS / seconds, "tokens/s")
     bench.value(case, "measured", "decode step", median(run.decode_step for run in runs) * 1e3, "ms")
@@ -185,14 +188,14 @@ def whole(bench: Bench, case: str, config: MllamaConfig, device: torch.device) -
 
 def slices(bench: Bench, case: str, config: MllamaConfig, device: torch.device) -> None:
     """Layers at their real size, and their sum."""
-    times = {}
-    for plain, cross in ((1, 1), (2, 1), (1, 2)):
-        small = cut(config, plain, cross)
-        engine = engine_of(small, device)
-        times[plain, cross] = answer(engine, small, 0, STEPS + 3).decode_step
-        del engine
-    own, crossing = times[2, 1] - times[1, 1], times[1, 2] - times[1, 1]
-    rest = times[1, 1] - own - crossing
+    models = [cut(config, plain, cross) for plain, cross in ((1, 1), (2, 1), (1, 2))]
+    engines = [engine_of(model, device) for model in models]
+    series = [decode_steps(engine, model, 0, STEPS) for engine, model in zip(engines, models, strict=True)]
+    # In turns, for a machine's speed may change from one second to the next.
+    steps = list(zip(*series, strict=True))
+    own = median(two - one for one, two, _ in steps)
+    crossing = median(two - one for one, _, two in steps)
+    rest = median(one for one, *_ in steps) - own - crossing
     text = config.text_config
     crosses = len(text.cross_attention_layers)
     step = own * (text.num_hidden_layers - crosses) + crossing * crosses + rest
