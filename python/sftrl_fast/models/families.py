@@ -73,8 +73,8 @@ def _reasons(config: Any, model: Any) -> Iterator[str]:
 
 
 def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """As ``named_modules``, but for the order and that a module which stands in two places comes twice. It takes a
-    fifth of the time, and this is asked ahead of every batch of requests."""
+    """As ``named_modules``, but for the order and that a module which stands in two places comes twice: less work, for
+    this is asked ahead of every batch of requests."""
     waiting = [("", model)]
     while waiting:
         name, module = waiting.pop()
