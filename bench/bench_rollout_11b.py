@@ -122,9 +122,9 @@ class Run:
     picture: float
 
 
-def decode_steps(engine: NativeEngine, config: MllamaConfig, turn: int, new_tokens: int) -> Iterator[float]:
+def decode_steps(engine: NativeEngine, asked: list[Request], new_tokens: int) -> Iterator[float]:
     """Seconds of each step that only decodes, as it is taken."""
-    left = len(engine.submit(requests(config, turn), SamplingParams(new_tokens)))
+    left = len(engine.submit(asked, SamplingParams(new_tokens)))
     while left:
         prefilled, start = engine.counters.prefill_tokens, time.perf_counter()
         left -= len(engine.step())
@@ -135,8 +135,9 @@ def decode_steps(engine: NativeEngine, config: MllamaConfig, turn: int, new_toke
 def answer(engine: NativeEngine, config: MllamaConfig, turn: int) -> Run:
     counters = engine.counters
     pictures, seconds = counters.pictures, counters.picture_seconds
+    asked = requests(config, turn)
     began = time.perf_counter()
-    steps = list(decode_steps(engine, config, turn, NEW_TOKENS))
+    steps = list(decode_steps(engine, asked, NEW_TOKENS))
     picture = (counters.picture_seconds - seconds) / max(1, counters.pictures - pictures)
     return Run(time.perf_counter() - began, median(steps), picture)
 
@@ -190,7 +191,7 @@ def slices(bench: Bench, case: str, config: MllamaConfig, device: torch.device) 
     """Layers at their real size, and their sum."""
     models = [cut(config, plain, cross) for plain, cross in ((1, 1), (2, 1), (1, 2))]
     engines = [engine_of(model, device) for model in models]
-    series = [decode_steps(engine, model, 0, STEPS) for engine, model in zip(engines, models, strict=True)]
+    series = [decode_steps(engine, requests(config, 0), STEPS) for engine in engines]
     # In turns, for a machine's speed may change from one second to the next.
     steps = list(zip(*series, strict=True))
     own = median(two - one for one, two, _ in steps)
